@@ -1,0 +1,9 @@
+"""The 1cycle policy for fastai. Importing this package gives `Learner` its `fit_one_cycle`, `preview_one_cycle` and `fine_tune`."""
+
+__version__ = "0.1.0"
+
+from onecycle_callback.callback import OneCycle
+from onecycle_callback.schedule import OneCyclePlan, OneCycleSchedule, anneal_cos, anneal_exp, anneal_linear
+from onecycle_callback import learner, recorder   # patch `Learner` and `Recorder`
+
+__all__ = ['OneCycle', 'OneCyclePlan', 'OneCycleSchedule', 'anneal_cos', 'anneal_exp', 'anneal_linear']
