@@ -32,7 +32,7 @@ def readme(root=ROOT):
         pictures[path] = data
         text = re.sub(rf'!\[[^\]]*\]\({re.escape(name)}\)', f'![{alts[i]}]({path})', text)
     text = re.sub(r'<style scoped>.*?</style>\s*', '', text, flags=re.S)
-    text = re.sub(r'```python\s*```\s*', '', text)
+    text = re.sub(r'```\w*\s*```\s*', '', text)
     text = '<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return text, pictures
 

@@ -117,7 +117,7 @@ def fit_one_cycle(self:Learner,
 def fine_tune(self:Learner,
     epochs:int, # Number of epochs with the whole model
     base_lr:float=2e-3, # Peak LR of the last group while the others are frozen; half of it afterwards
-    freeze_epochs:int=1, # Number of epochs with all but the last parameter group frozen
+    freeze_epochs:int=1, # Number of epochs with all but the last parameter group frozen; 0 for none
     lr_mult:float=100, # Afterwards the first group's peak LR is the last one's divided by this
     pct_start:float=OneCycleSchedule.pct_start, # Share of the batches before the peak, with the whole model
     div:float=5.0, # The cycle with the whole model starts at its peak divided by this
@@ -126,14 +126,16 @@ def fine_tune(self:Learner,
     **kwargs # Other arguments of `Learner.fit_one_cycle`, for both cycles
 ):
     "fastai's `fine_tune`, with the arguments checked first: a cycle with all but the last group frozen, then one with the whole model."
+    check_whole('epochs', epochs, 1)
+    check_whole('freeze_epochs', freeze_epochs, 0)
     check_number('base_lr', base_lr, lambda x: 0 < x < np.inf, 'a finite number above 0')
     check_number('lr_mult', lr_mult, lambda x: 1 <= x < np.inf, 'a finite number of at least 1')
     high = base_lr / 2
-    frozen = dict(cycle_len=freeze_epochs, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, **kwargs)
+    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, **kwargs)
     whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div=div, final_div=final_div, **kwargs)
     for call in (frozen, whole): _checked(self, **_all_arguments(call))
     self.freeze()
-    self.fit_one_cycle(**frozen)
+    if freeze_epochs: self.fit_one_cycle(**frozen)
     self.unfreeze()
     self.fit_one_cycle(**whole)
 

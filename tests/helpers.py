@@ -1,0 +1,68 @@
+"""Small learners, and a callback that reads back what an optimizer really holds."""
+import copy
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from fastai.basics import Callback, DataLoaders, DataLoader, Learner, OptimWrapper, Adam, L
+from fastai.optimizer import Lookahead
+
+import onecycle_callback  # noqa: F401
+
+class Plain(Learner):
+    "A Learner without bars and lines on the screen."
+    def fit(self, *args, **kwargs):
+        with self.no_bar(), self.no_logging(): return super().fit(*args, **kwargs)
+
+def dataset(n):
+    x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)
+    return list(zip(x, x.sum(1, keepdim=True)))
+
+def learner(n_batch=5, n_groups=1, bs=4, **kwargs):
+    "`n_batch` batches an epoch, a model of `n_groups` layers and parameter groups."
+    torch.manual_seed(0)
+    train = DataLoader(dataset(n_batch * bs), bs=bs, shuffle=True, device='cpu')
+    valid = DataLoader(dataset(bs), bs=bs, device='cpu')
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n_groups - 1)], nn.Linear(3, 1))
+    kwargs.setdefault('splitter', lambda m: [list(layer.parameters()) for layer in m])
+    kwargs.setdefault('opt_func', Adam)
+    kwargs.setdefault('loss_func', nn.MSELoss())
+    return Plain(DataLoaders(train, valid, device='cpu'), model, **kwargs)
+
+def groups_of(opt):
+    "The parameter groups of a torch optimizer, or fastai's dictionaries, without this package's help."
+    if isinstance(opt, Lookahead): opt = opt.opt
+    return opt.opt.param_groups if isinstance(opt, OptimWrapper) else list(opt.hypers)
+
+def momentum(group):
+    "What the optimizer itself will use as momentum."
+    for key in ('mom', 'momentum'):
+        if key in group: return group[key]
+    return group['betas'][0] if 'betas' in group else None
+
+class Spy(Callback):
+    "LR and momentum of every group, read from the optimizer when it is about to step, and the place of the batch."
+    order = 1000
+    def before_fit(self): self.seen_lrs, self.seen_moms, self.places = [], [], []
+    def before_batch(self):
+        if not self.training: return
+        groups = groups_of(self.opt)
+        self.seen_lrs.append([float(g['lr']) for g in groups])
+        self.seen_moms.append([momentum(g) for g in groups])
+        self.places.append((self.epoch, self.iter))
+
+def frozen_state(learn):
+    "Everything that a refused call must leave alone, in a form that can be compared."
+    def plain(v):
+        if isinstance(v, torch.Tensor): return v.detach().clone().tolist()
+        if isinstance(v, dict): return {str(k) if not isinstance(k, torch.Tensor) else id(k): plain(x) for k, x in v.items()}
+        if isinstance(v, (list, tuple, L)): return [plain(x) for x in v]
+        return v
+    opt = learn.opt
+    return copy.deepcopy(dict(
+        weights=plain(learn.model.state_dict()), grads=[p.requires_grad for p in learn.model.parameters()], training=learn.model.training,
+        opt=None if opt is None else (id(opt), plain(opt.state_dict())),
+        cbs=[id(cb) for cb in learn.cbs], attributes=sorted(vars(learn)), lr=learn.lr, wd=learn.wd,
+        recorder={k: plain(v) for k, v in vars(learn.recorder).items() if k in ('lrs', 'losses', 'iters', 'values', 'hps', 'starts')},
+        python=random.getstate(), numpy=str(np.random.get_state()), torch=torch.get_rng_state().tolist()))
