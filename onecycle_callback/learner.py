@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .arguments import accept_fastai_names, check_flag, check_number, check_whole, resolve_names
-from .callback import OneCycle, plan_for, prospective_opt
+from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
 from .schedule import OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #c724ff52
@@ -69,6 +69,7 @@ def _checked(learn, cycle_len, max_lr, div_factor, pct_start, *, wd, cbs, reset_
     if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, start_epoch + 1, cycle_len)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
+    refuse_second_cycle(learn)
     plan_for(cycle.schedule, learn, cycle_len, reset_opt)
     _check_wd(wd, prospective_opt(learn, reset_opt)[0])
     return cycle, range(cycle_len)[start_epoch:stop_epoch]

@@ -5,15 +5,17 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from fastai.basics import Callback, DataLoaders, DataLoader, Learner, OptimWrapper, Adam, L
+from fastai.basics import Callback, DataLoaders, DataLoader, Learner, OptimWrapper, Adam, L, noop
 from fastai.optimizer import Lookahead
 
 import onecycle_callback  # noqa: F401
 
 class Plain(Learner):
     "A Learner without bars and lines on the screen."
-    def fit(self, *args, **kwargs):
-        with self.no_bar(), self.no_logging(): return super().fit(*args, **kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if hasattr(self, 'progress'): self.remove_cb(self.progress)
+        self.logger = noop
 
 def dataset(n):
     x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)

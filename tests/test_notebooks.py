@@ -1,0 +1,87 @@
+"""The gates: every notebook executes, is exported, is clean and current, and README.md comes from its notebook. Each gate is seen to catch a break."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'pyproject.toml', 'setup.cfg', 'README.md')
+
+@pytest.fixture
+def copy(tmp_path):
+    "The tree, to be changed freely."
+    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.egg-info')
+    for name in KEPT:
+        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+        else: shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(['git', 'init', '-q'], cwd=tmp_path, check=True)
+    return tmp_path
+
+def files(root):
+    return {str(p.relative_to(root)): p.read_bytes() for name in KEPT for p in ([root / name] if (root / name).is_file() else (root / name).rglob('*'))
+            if p.is_file() and '__pycache__' not in p.parts}
+
+def differences(root, *commands):
+    "The files that `commands` change in `root`, or what a failing one printed."
+    before = files(root)
+    for command in commands:
+        run = subprocess.run([sys.executable, '-W', 'error::UserWarning', *command], cwd=root, capture_output=True, text=True)
+        if run.returncode: return run.stdout + run.stderr
+    after = files(root)
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+def nbdev(name, *flags):
+    "How the console script `name` of this interpreter is started."
+    return '-c', 'import sys; from importlib.metadata import entry_points; ' \
+        f'sys.argv = ["{name}", *{list(flags)!r}]; next(e for e in entry_points(group="console_scripts") if e.name == "{name}").load()()'
+
+EXPORT, CLEAN, TEST, README = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev('nbdev-test', '--save', '--n-workers', '0'), ('docs/readme.py',)
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+def test_exported(copy):
+    assert differences(copy, EXPORT) == []
+    edit(copy / 'onecycle_callback/schedule.py', 'np.pi * pos', 'np.pi * pos * 1.')
+    assert differences(copy, EXPORT) == ['onecycle_callback/schedule.py']
+
+def test_no_stale_module():
+    notebooks = {json.loads(p.read_text())['cells'][1]['source'][0].split()[-1] + '.py' for p in (ROOT / 'nbs').glob('*_*.ipynb')}
+    assert {p.name for p in (ROOT / 'onecycle_callback').glob('*.py')} == notebooks | {'__init__.py', '__main__.py', '_modidx.py'}
+
+def test_clean(copy):
+    assert differences(copy, CLEAN) == []
+    nb = json.loads((copy / 'nbs/02_plot.ipynb').read_text())
+    nb['cells'][2]['execution_count'] = 7
+    (copy / 'nbs/02_plot.ipynb').write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
+    assert differences(copy, CLEAN) == ['nbs/02_plot.ipynb']
+    (copy / 'nbs/02_plot.ipynb').write_text('{')
+    assert 'UserWarning: Failed to clean notebook' in str(differences(copy, CLEAN))
+
+def test_executes_with_current_outputs(copy):
+    assert differences(copy, TEST, CLEAN) == []
+    edit(copy / 'nbs/00_arguments.ipynb', 'test_eq(share(1), 1.)', 'test_eq(share(1), 2.)')
+    for other in (copy / 'nbs').glob('*.ipynb'):
+        if other.name[:2] != '00': other.unlink()
+    assert '00_arguments.ipynb' in str(differences(copy, TEST))
+
+def test_readme_comes_from_its_notebook(copy):
+    assert differences(copy, README) == []
+    edit(copy / 'README.md', '1cycle policy', '2cycle policy')
+    assert differences(copy, README) == ['README.md']
+
+def test_outputs_hold_no_warning_path_or_traceback():
+    for p in (ROOT / 'nbs').rglob('*.ipynb'):
+        for cell in json.loads(p.read_text())['cells']:
+            for out in cell.get('outputs', []):
+                text = json.dumps(out.get('text', '')) + json.dumps(out.get('data', {}).get('text/plain', ''))
+                assert out['output_type'] != 'error' and 'Warning' not in text and '/site-packages/' not in text and '/home/' not in text, p.name
+
+def test_flake8():
+    run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests'], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
