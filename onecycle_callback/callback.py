@@ -115,6 +115,13 @@ def _fill_lrs(groups, lrs):
         if isinstance(g['lr'], torch.Tensor): g['lr'].fill_(lr)
         else: g['lr'] = lr
 
+# %% ../nbs/03_callback.ipynb #67f5a7a9
+def _give_buffers(opt):
+    "Give an `RMSprop` that has stepped without momentum the buffers that it would have begun with."
+    if not (isinstance(opt, OptimWrapper) and isinstance(opt.opt, torch.optim.RMSprop)): return
+    for p, state in opt.opt.state.items():
+        if 'momentum_buffer' not in state: state['momentum_buffer'] = torch.zeros_like(p)
+
 # %% ../nbs/03_callback.ipynb #53b59414
 class _BatchWriter:
     "Writes the values of a batch of `plan` into `opt`, and records those of the last parameter group in `hps`."
@@ -223,6 +230,7 @@ class OneCycle(Callback):
         key = None if self.plan.schedule.moms is False else momentum_key(opt)
         self._moms_before = key and (key, _read_moms(opt, key))
         _keep_lr_tensors(hyper_groups(opt), self._lr_tensors)
+        if key: _give_buffers(opt)
         self._writer = _BatchWriter(self.plan, opt, key)
         self._writer.write(learn.epoch * self.plan.n_batch)
         self._put_record()

@@ -114,6 +114,11 @@ def test_state_loaded_in_the_middle_of_a_fit():
         learn.fit_one_cycle(3, cbs=spy)
         assert spy.seen_lrs == learn.recorder.plan.lrs.tolist()
 
+@pytest.mark.parametrize('name', TORCH)
+def test_a_plain_fit_before_and_after_the_cycle(name):
+    learn = torch_learner(name, 1)
+    for fit in (learn.fit, learn.fit_one_cycle, learn.fit): fit(1)
+
 def test_three_betas():
     class Three(torch.optim.Adam):
         def __init__(self, params, lr=.1):
