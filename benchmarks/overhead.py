@@ -1,0 +1,139 @@
+"""What a training batch costs with each scheduler, in microseconds, all columns in one run.
+
+`python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run.
+*own*: the scheduler's own work at a batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
+events of the batch loop, called as the Learner calls them. Interleaved, the best of several rounds, one thread."""
+import subprocess
+import sys
+import time
+from functools import partial
+from json import dumps
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, nn
+from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastcore.script import call_parse
+
+from onecycle_callback import OneCycle, OneCycleSchedule
+from onecycle_callback.callback import hyper_groups, momentum_key
+
+EVENTS = 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split()
+OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
+N = 1_000_000
+
+def make_learner(opt, n_groups):
+    "A Learner in the middle of a fit of a million batches."
+    model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_groups)])
+    dl = DataLoader([(torch.zeros(1), torch.zeros(1))] * 1000, bs=1, device='cpu')
+    learn = Learner(DataLoaders(dl, dl, device='cpu'), model, loss_func=nn.MSELoss(), opt_func=OPTS[opt], splitter=lambda m: [[p] for p in m])
+    learn.create_opt()
+    learn.n_epoch, learn.epoch, learn.iter, learn.train_iter, learn.pct_train, learn.training = N // 1000, 0, 0, 0, 0., True
+    learn.recorder.before_fit()
+    learn.recorder.before_train()
+    return learn
+
+def columns(opt, n_groups):
+    "The functions to time, by column, each with the number of its batch."
+    cols = {}
+    def add(name, cb, own=True):
+        learn = make_learner(opt, n_groups)
+        learn.add_cb(cb)
+        if own: cb.before_fit()
+        if isinstance(cb, OneCycle): cb.before_train()
+        attrs = vars(learn)
+        def at(i): attrs['epoch'], attrs['iter'] = divmod(i, 1000); attrs['pct_train'] = i / N
+        def own_work(i): at(i); cb.before_batch(); cb.after_batch()
+        def whole(i):
+            at(i)
+            for e in EVENTS: cb(e)
+        if own: cols[f'{name} own'] = own_work
+        cols[f'{name} whole'] = whole
+        cols['at'] = at                          # what the two above spend on moving to the batch, taken off again
+    lr = np.full(n_groups, .1)
+    add('OneCycle', OneCycle(.1))
+    add('fastai', ParamScheduler(dict(lr=combined_cos(.3, lr / 25, lr, lr / 25), mom=combined_cos(.3, .95, .85, .95))))
+    add('empty', Callback(), own=False)
+    torch_opt = torch.optim.AdamW([dict(params=[torch.zeros(1, requires_grad=True)]) for _ in range(n_groups)], lr=.1)
+    torch_sched = torch.optim.lr_scheduler.OneCycleLR(torch_opt, .1, total_steps=10 * N)
+    torch_opt.step()      # else the scheduler warns at its first step
+    cols['OneCycleLR own'] = lambda i: torch_sched.step()
+    try:
+        from ignite.handlers import CosineAnnealingScheduler
+        ignite_opt = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=.1)
+        ignite = CosineAnnealingScheduler(ignite_opt, 'lr', .004, .1, N)
+        if n_groups == 1: cols['ignite own'] = lambda i: ignite(None)      # LR only, and one group at a time
+    except ImportError: pass
+    groups, key = hyper_groups(make_learner(opt, n_groups).opt), momentum_key(make_learner(opt, n_groups).opt)
+    lrs = [.1] * n_groups
+    def floor_pair(i):
+        for g, v in zip(groups, lrs): g['lr'] = v; g['betas'] = (v, .99)
+    def floor_plain(i):
+        for g, v in zip(groups, lrs): g['lr'] = v; g['mom'] = v
+    cols['floor own'] = floor_pair if key == 'betas__0' else floor_plain
+    return cols
+
+def best_times(cols, rounds, calls):
+    "The best time of each column over interleaved `rounds`, µs a call."
+    best = dict.fromkeys(cols, float('inf'))
+    place = dict.fromkeys(cols, 0)
+    for _ in range(rounds):
+        for name, f in cols.items():
+            n, first = max(20, calls // (40 if name.startswith('fastai') else 1)), place[name]
+            start = time.perf_counter()
+            for i in range(first, first + n): f(i)
+            best[name] = min(best[name], (time.perf_counter() - start) / n * 1e6)
+            place[name] += n
+    at = best.pop('at')
+    return {name: t - at if name.split()[0] in ('OneCycle', 'fastai', 'empty') else t for name, t in best.items()}
+
+def preview(n, rounds):
+    "A plan of `n` batches and a loop over `OneCycleLR`, µs a batch."
+    plan = lambda: OneCycleSchedule(.1).plan(1, n).lrs
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=.1, momentum=.9)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, .1, total_steps=10 * N)
+    opt.step()            # else the scheduler warns at its first step
+    def loop():
+        for _ in range(n // 100): sched.step()
+    times = {}
+    for name, f, k in (('plan', plan, n), ('OneCycleLR loop', loop, n // 100)):
+        best = float('inf')
+        for _ in range(rounds):
+            start = time.perf_counter()
+            f()
+            best = min(best, (time.perf_counter() - start) / k * 1e6)
+        times[name] = best
+    return times
+
+def import_time(rounds):
+    "Seconds to import what fastai users import anyway, and the same with this package on top, the best of several."
+    base = 'from fastai.basics import *; import fastai.callback.schedule'
+    def once(code): return float(subprocess.run([sys.executable, '-c', f'import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)'],
+                                                capture_output=True, text=True, check=True).stdout)
+    on_top = f'{base}; u = time.perf_counter(); import onecycle_callback; t = time.perf_counter() - (time.perf_counter() - u)'
+    return dict(fastai=min(once(base) for _ in range(rounds)), onecycle_callback=min(once(on_top) for _ in range(rounds)))
+
+@call_parse
+def main(
+    json:str='', # Where to write the figures
+    quick:bool=False # A shortened run
+):
+    "Measure what a training batch costs with each scheduler."
+    torch.set_num_threads(1)
+    rounds, calls = (2, 200) if quick else (9, 4000)
+    rows = {}
+    for opt in OPTS:
+        for n_groups in (1, 10, 100) if quick else (1, 10, 100, 1000):
+            rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, max(40, calls // n_groups if n_groups > 10 else calls))
+    table = pd.DataFrame(rows).T
+    own = table['OneCycle own']
+    ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'], 'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],
+                           'whole / empty callback': table['OneCycle whole'] / table['empty whole']})
+    print('µs a batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
+    previews = preview(10_000 if quick else N, rounds)
+    imports = import_time(1 if quick else 5)
+    print('preview, µs a batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
+    print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'share {imports["onecycle_callback"] / imports["fastai"]:.1%}')
+    if json: Path(json).write_text(dumps(dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, imports=imports), indent=1))

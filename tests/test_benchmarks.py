@@ -1,0 +1,16 @@
+"""The benchmark runs and its columns make sense. No time is asserted."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+def test_overhead(tmp_path):
+    script = Path(__file__).parents[1] / 'benchmarks/overhead.py'
+    run = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(script), '--quick', '--json', 'o.json'], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / 'o.json').read_text())
+    rows = found['us_per_batch']
+    assert set(rows) == {f'{opt}, {n} groups' for opt in ('Adam', 'AdamW') for n in (1, 10, 100)}
+    for row in rows.values(): assert {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own', 'floor own'} <= set(row)
+    assert set(found['preview']) == {'plan', 'OneCycleLR loop'} and set(found['imports']) == {'fastai', 'onecycle_callback'}
+    assert 'own / OneCycleLR' in run.stdout
