@@ -156,3 +156,15 @@ def test_table():
 def test_a_plan_in_a_notebook_is_table_and_picture():
     html = OneCycleSchedule(.1).plan(10, 22)._repr_html_()
     assert '<table' in html and 'lr_first' in html and 'alt="Learning rate and momentum' in html and 'src="data:image/png' in html
+
+@settings(max_examples=500, deadline=None)
+@given(lr, div, st.floats(0, .5), st.none() | div, st.booleans(), st.integers(1, 5000), st.integers(0, 4999), st.sampled_from([1, 2, 7, 64]))
+def test_every_exponential_schedule(max_lr, div_factor, pct, final_div, three, n, first, block):
+    plan = OneCycleSchedule(max_lr, div_factor, pct, final_div, (.95, .85, .9), 'exp', three).plan(1, n)
+    lrs, p = plan.lrs[:, 0], plan.peak
+    assert lrs[p] == lrs.max() == max_lr and (np.diff(lrs[:p + 1]) >= 0).all()
+    if p: assert lrs[0] == max_lr / div_factor
+    if p < n - 1: assert lrs[-1] == max_lr / plan.schedule._last_div
+    if not three: assert (np.diff(lrs[p:]) <= 0).all()
+    some, moms = plan.at(np.arange(min(first, n - 1), min(first + block, n)))
+    assert (some[:, 0] == lrs[min(first, n - 1):min(first + block, n)]).all() and (moms == plan.moms[min(first, n - 1):min(first + block, n)]).all()
