@@ -277,6 +277,7 @@ class OneCycle(Callback):
 
     def load_state_dict(self, state):
         "Go on with the record of `state`; the cycle is begun where that has not happened yet."
+        if not state: return      # saved before the first epoch
         if self._writer is None: self.start()
         for name, values in state['hps'].items(): self._writer.hps[name][:] = values
         self._moms_before = state['moms_before']

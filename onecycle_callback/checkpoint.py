@@ -36,10 +36,8 @@ def write_file(
     "Replace the file at `path` by one that holds `state`, or leave it as it is and raise what went wrong."
     part = path.with_name(path.name + '.part')
     try:
-        with open(part, 'wb') as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
+        torch.save(state, part)
+        with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

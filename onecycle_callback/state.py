@@ -113,7 +113,7 @@ def set_random_states(
 _FIXED = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, partial, np.ufunc, io.IOBase, torch.autocast,
           Callback, Learner, DataLoaders, _BaseOptimizer, Hook, Hooks, OneCyclePlan)
 
-def _has_state(o): return not isinstance(o, type) and hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict')
+def _has_state(o): return hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict')   # of its class: a callback passes on its Learner's
 
 def _attributes(o, known):
     "The attributes of `o` that may be state, by name."
@@ -179,5 +179,6 @@ class Carried:
         if 'whole' in state: return self.o.load_state_dict(unplain(state['whole']))
         for name, value in self._changed():
             if name not in state['attrs'] and self.before.get(name): setattr(self.o, name, pickle.loads(self.before[name]))
-        for name, value in state['attrs'].items(): setattr(self.o, name, _merge(getattr(self.o, name, None), unplain(value)))
+        now = self._attributes()
+        for name, value in state['attrs'].items(): setattr(self.o, name, _merge(now.get(name), unplain(value)))
         for name, value in state['dicts'].items(): getattr(self.o, name).load_state_dict(unplain(value))
