@@ -139,6 +139,7 @@ def fine_tune(self:Learner,
     div:float=5.0, # The cycle with the whole model starts at its peak divided by this
     *,
     final_div:float=1e5, # Each cycle ends at its peak divided by this
+    checkpoint:str|CycleCheckpoint|None=None, # As in `Learner.fit_one_cycle`; the cycle with frozen groups has a file of its own, `{name}_frozen`
     **kwargs # Other arguments of `Learner.fit_one_cycle`, for both cycles
 ):
     "fastai's `fine_tune`, with the arguments checked first: a cycle with all but the last group frozen, then one with the whole model."
@@ -146,9 +147,10 @@ def fine_tune(self:Learner,
     check_whole('freeze_epochs', freeze_epochs, 0)
     check_number('base_lr', base_lr, lambda x: 0 < x < np.inf, 'a finite number above 0')
     check_number('lr_mult', lr_mult, lambda x: 1 <= x < np.inf, 'a finite number of at least 1')
-    high = base_lr / 2
-    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, **kwargs)
-    whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div=div, final_div=final_div, **kwargs)
+    high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
+    first = checkpoint and CycleCheckpoint(f'{checkpoint.fname}_frozen', checkpoint.every, checkpoint.restart)
+    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, checkpoint=first, **kwargs)
+    whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div=div, final_div=final_div, checkpoint=checkpoint, **kwargs)
     for call in (frozen, whole): _checked(self, **_all_arguments(call))
     self.freeze()
     if freeze_epochs: self.fit_one_cycle(**frozen)

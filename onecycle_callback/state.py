@@ -120,7 +120,7 @@ def _attributes(o, known):
     attrs = dict(vars(o))
     if isinstance(o, nn.Module): attrs = {k: v for k, v in attrs.items() if k[0] != '_' and k != 'training'} | {k: o._buffers[k] for k in o._non_persistent_buffers_set}
     def fixed(v):
-        if isinstance(v, (list, tuple, set, L)) and len(v): return all(map(fixed, v))
+        if isinstance(v, (list, tuple, set, L, dict)) and len(v): return all(map(fixed, v.values() if isinstance(v, dict) else v))
         return isinstance(v, _FIXED) or id(v) in known
     return {k: v for k, v in attrs.items() if not fixed(v)}
 
