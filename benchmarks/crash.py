@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -61,6 +62,7 @@ def child(folder, checkpoint, disturb=None):
     "What a process runs: the line, and what came out of it into a file."
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
+    warnings.showwarning = lambda message, *_: print(message)
     learn = learner(folder)
     learn.fit_one_cycle(EPOCHS, 0.01, cbs=disturb, checkpoint=CycleCheckpoint(NAME, every=EVERY) if checkpoint else None)
     r = learn.recorder

@@ -58,7 +58,7 @@ def read_state(
     advice = 'It was left as it is. Move it away, or choose another name'
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
     except Exception as e:
-        why = 'it is empty' if not content else 'it holds more than tensors and plain values, and nothing of it was run' if 'Unsupported' in str(e) or 'GLOBAL' in str(e) else 'it is damaged or was made by something else'
+        why = 'it is empty' if not content else 'it holds more than tensors and plain values, and nothing of it was run' if 'unsupported global' in str(e).lower() else 'it is damaged or was made by something else'
         raise ValueError(f'checkpoint: {path} cannot be read, {why}. {advice}') from e
     if not isinstance(state, dict) or state.get('format') != FORMAT: raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state
@@ -230,10 +230,10 @@ class CycleCheckpoint(Callback):
         state, self.found = self.found, None
         _set_model_state(learn, state)
         self._set_place(learn, state)
+        own = state['processes'][_processes()[1]]['carried']
+        for name, carrier in _carried(learn).items():      # of the Learner, its model and metrics: other callbacks have no part in a fit that does not happen
+            if name in own and (name == 'Recorder' or not isinstance(carrier.o, Callback)): carrier.restore(own[name])
         if hasattr(learn, 'recorder'):
-            own = state['processes'][_processes()[1]]['carried']
-            for name, carried in _carried(learn).items():
-                if name in own and carried.o in [learn.recorder, learn.recorder.loss, learn.recorder.smooth_loss, *learn.recorder.metrics]: carried.restore(own[name])
             learn.recorder.plan = self.plan
             if learn.recorder.values: learn.final_record = learn.recorder.values[-1]
         learn.model.eval()
