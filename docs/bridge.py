@@ -75,6 +75,10 @@ def markdown(text, site, known):
         return '\n'.join(callouts(part.split('\n')))
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 
+def linked(text):
+    "Back-ticked names as nbdev links them."
+    return NbdevLookup().linkify(text) or ''
+
 def shown_name(cell):
     "The name in a cell that is `show_doc(name)`, else `None`."
     name = re.search(r'^show_doc\(([\w.]+)\)$', cell.source, re.M) if cell.cell_type == 'code' else None
@@ -93,8 +97,9 @@ def sections(name, module):
 def signature(name, obj, shown):
     "How `obj` is called, the comments left to the table."
     text = re.sub(r' # .*$', '', str(shown.dm), flags=re.M).replace(':NoneType', '')
+    text = re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Z])', '', text)
     inside, returns = re.fullmatch(r'\w+ \w+\((.*)\)(?:->(.*))?:', ' '.join(text.split())).groups()
-    returns = '' if returns in (None, 'None') else returns.rpartition('.')[2]
+    returns = '' if returns in (None, 'None') else returns
     if isinstance(obj, property): return f'{name}: {returns}' if returns else name
     lines = wrap(inside.strip().rstrip(','), 88, break_long_words=False)
     call = f'{name}({lines[0] if lines else ""})' if len(lines) < 2 else '\n    '.join([f'{name}(', *lines]) + ')'
@@ -102,11 +107,11 @@ def signature(name, obj, shown):
 
 def api_section(name, obj, site, known, level):
     "What `show_doc` says about `obj` as a section: its source, how it is called, what it does and its parameters."
-    shown, lookup = show_doc(obj), NbdevLookup()
-    source = lookup.code(name)
+    shown, source = show_doc(obj), NbdevLookup().code(name)
     link = f'[source]({source}){{.source-link}}' if source else ''
-    table = '' if isinstance(obj, property) else str(DocmentTbl(obj)).replace('NoneType', '')
-    text = lookup.linkify(f'{inspect.cleandoc(shown.docs or "")}\n\n{table}')
+    table = '' if isinstance(obj, property) else linked(str(DocmentTbl(obj)).replace('NoneType', ''))
+    table = re.sub(r'^\| (\w+) \|', r'| `\1` |', table, flags=re.M)
+    text = linked(inspect.cleandoc(shown.docs or '')) + f'\n\n{table}'
     parts = [f'({name.lower()})=', f'{"#" * level} {name}', link, f'```python\n{signature(name, obj, shown)}\n```', markdown(text, site, known)]
     return nbformat.v4.new_markdown_cell('\n\n'.join(p for p in parts if p))
 
@@ -124,7 +129,7 @@ def public_names(nb, lib):
 def page(nb, lib, site, known):
     "A notebook that nbdev has processed, as a page for MyST-NB."
     about, objects = frontmatter(nb), public_names(nb, lib)
-    head = f'# {about["title"]}\n\n' + markdown(NbdevLookup().linkify(about.get('description', '')), site, known)
+    head = f'# {about["title"]}\n\n' + markdown(linked(about.get('description', '')), site, known)
     cells = [nbformat.v4.new_markdown_cell(head.strip())]
     for cell in nb.cells[1:]:
         if cell.source.strip() == WARNING: continue

@@ -1,5 +1,6 @@
 """README.md and its picture out of nbs/index.ipynb; nbdev's own command for it needs Quarto."""
 import re
+from copy import deepcopy
 
 import nbformat
 from nbconvert import MarkdownExporter
@@ -12,7 +13,7 @@ IMAGES = 'docs/images'
 def readable(nb):
     "`nb` without nbdev's first cells and without the source of cells that only show something."
     cells = []
-    for cell in nb.cells[1:]:
+    for cell in deepcopy(nb.cells[1:]):
         if cell.source.strip() == WARNING: continue
         if cell.cell_type == 'code':
             opts, source = options(cell.source)
