@@ -112,7 +112,9 @@ def api_section(name, obj, site, known, level):
     table = '' if isinstance(obj, property) else linked(str(DocmentTbl(obj)).replace('NoneType', ''))
     table = re.sub(r'^\| (\w+) \|', r'| `\1` |', table, flags=re.M)
     text = linked(inspect.cleandoc(shown.docs or '')) + f'\n\n{table}'
-    parts = [f'({name.lower()})=', f'{"#" * level} {name}', link, f'```python\n{signature(name, obj, shown)}\n```', markdown(text, site, known)]
+    anchor = name.lower()
+    as_nbdev = '' if anchor.isalnum() else f'<div id="{anchor}"></div>'   # Sphinx's own id has hyphens only
+    parts = [as_nbdev, f'({anchor})=', f'{"#" * level} {name}', link, f'```python\n{signature(name, obj, shown)}\n```', markdown(text, site, known)]
     return nbformat.v4.new_markdown_cell('\n\n'.join(p for p in parts if p))
 
 def frontmatter(nb):
