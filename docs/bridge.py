@@ -101,7 +101,7 @@ def signature(name, obj, shown):
     inside, returns = re.fullmatch(r'\w+ \w+\((.*)\)(?:->(.*))?:', ' '.join(text.split())).groups()
     returns = '' if returns in (None, 'None') else returns
     if isinstance(obj, property): return f'{name}: {returns}' if returns else name
-    lines = wrap(inside.strip().rstrip(','), 88, break_long_words=False)
+    lines = wrap(inside.strip().rstrip(','), 76, break_long_words=False)
     call = f'{name}({lines[0] if lines else ""})' if len(lines) < 2 else '\n    '.join([f'{name}(', *lines]) + ')'
     return call + (f' -> {returns}' if returns else '')
 

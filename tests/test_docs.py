@@ -82,7 +82,7 @@ def test_signatures():
     assert call('plan_for', callback.plan_for) == 'plan_for(schedule:OneCycleSchedule, learn, n_epoch:int, reset_opt:bool=False) -> OneCyclePlan'
     long = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
     assert long.startswith('Learner.fit_one_cycle(\n    cycle_len:int, max_lr=None, div_factor:float=25.0, pct_start:float=0.3,')
-    assert '#' not in long and 'NoneType' not in long and max(map(len, long.splitlines())) <= 93
+    assert '#' not in long and 'NoneType' not in long and max(map(len, long.splitlines())) <= 81
 
 def test_section_of_a_name():
     text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
