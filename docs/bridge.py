@@ -85,9 +85,11 @@ def shown_name(cell):
     return name and name[1]
 
 def members(cls):
-    "The public methods and properties that `cls` itself documents, fastai's events apart."
-    return [name for name, value in vars(cls).items() if name[0] != '_' and not hasattr(event, name)
-            and (inspect.isfunction(value) or isinstance(value, property)) and value.__doc__]
+    "The public methods and properties that `cls` itself documents, without fastai's events and what another module patches in."
+    def own(value):
+        function = value.fget if isinstance(value, property) else value
+        return inspect.isfunction(function) and function.__module__ == cls.__module__ and function.__doc__
+    return [name for name, value in vars(cls).items() if name[0] != '_' and not hasattr(event, name) and own(value)]
 
 def sections(name, module):
     "`name` and, if it is a class, its members: `[(name, object)]`."

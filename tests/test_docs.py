@@ -73,6 +73,11 @@ def test_members_are_public_documented_and_no_events():
     assert members(OneCycleSchedule) == ['plan']
     assert 'start' in members(OneCycle) and not {'before_batch', 'learn', 'order'} & set(members(OneCycle))
 
+def test_what_another_module_patches_in_is_no_member(monkeypatch):
+    def elsewhere(self): "Documented."
+    monkeypatch.setattr(OneCyclePlan, 'elsewhere', elsewhere, raising=False)
+    assert 'elsewhere' not in members(OneCyclePlan)
+
 def call(name, obj): return signature(name, obj, show_doc(obj))
 
 def test_signatures():

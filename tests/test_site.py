@@ -36,8 +36,8 @@ def test_every_notebook_is_a_page_in_the_contents(pages):
 # Public names
 
 def is_api(cls, name):
-    return name[0] != '_' and not hasattr(event, name) and (inspect.isfunction(vars(cls)[name]) or isinstance(vars(cls)[name], property)) \
-        and not (issubclass(cls, Callback) and hasattr(Callback, name))
+    return name[0] != '_' and not hasattr(event, name) and not (issubclass(cls, Callback) and hasattr(Callback, name)) \
+        and (inspect.isfunction(vars(cls)[name]) or isinstance(vars(cls)[name], property))
 
 def public_api():
     "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
@@ -46,9 +46,10 @@ def public_api():
     found = {}
     def add(obj, name=None):
         name = name or obj.__name__
-        found[f'{obj.__module__.removeprefix(LIB + ".")}.html#{name.lower()}'] = obj
+        module = (obj.fget if isinstance(obj, property) else obj).__module__
+        found[f'{module.removeprefix(LIB + ".")}.html#{name.lower()}'] = obj
         for member in vars(obj) if inspect.isclass(obj) else ():
-            if is_api(obj, member): found[f'{obj.__module__.removeprefix(LIB + ".")}.html#{name.lower()}.{member}'] = getattr(obj, member)
+            if is_api(obj, member): add(getattr(obj, member), f'{name}.{member}')
     for name in onecycle_callback.__all__: add(getattr(onecycle_callback, name))
     for module in modules:
         for name in module.__all__:
