@@ -1,6 +1,9 @@
 """Small learners, and a callback that reads back what an optimizer really holds."""
 import copy
 import random
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +12,18 @@ from fastai.basics import Callback, DataLoaders, DataLoader, Learner, OptimWrapp
 from fastai.optimizer import Lookahead
 
 import onecycle_callback  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'pyproject.toml', 'setup.cfg', 'README.md')
+
+def copy_tree(to):
+    "A copy of the project in the folder `to`, to be changed freely."
+    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.egg-info')
+    for name in KEPT:
+        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, to / name, ignore=ignore)
+        else: shutil.copy(ROOT / name, to / name)
+    subprocess.run(['git', 'init', '-q'], cwd=to, check=True)
+    return to
 
 class Plain(Learner):
     "A Learner without bars and lines on the screen."
