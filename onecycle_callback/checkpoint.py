@@ -193,7 +193,8 @@ class CycleCheckpoint(Callback):
         content = _from_first(lambda: self.path.read_bytes() if self.path.exists() else None)
         found = None if content is None else read_state(content, self.path)
         if found is not None and not self.restart:
-            differ = differences(found['work'], self.work)
+            by_name = [{k: v for k, v in work.items() if k != 'schedule'} for work in (found['work'], self.work)]
+            differ = differences(*by_name) or differences(found['work'], self.work)      # values that follow from other arguments add nothing
             if differ:
                 raise ValueError(f"checkpoint '{self.fname}' is of another cycle: {'; '.join(differ)}. Give what it was made with, another name, "
                                  f"or CycleCheckpoint('{self.fname}', restart=True) to begin anew in its place")
