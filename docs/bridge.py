@@ -1,6 +1,7 @@
 """The bridge: notebooks that nbdev has processed for Quarto become pages for Sphinx with MyST-NB."""
 import inspect
 import re
+from base64 import b64decode
 from functools import reduce
 from importlib import import_module
 from pathlib import PurePosixPath
@@ -25,6 +26,10 @@ def options(source):
     n = next((i for i, line in enumerate(lines) if not line.startswith('#|')), len(lines))
     return yaml.safe_load('\n'.join(line[2:].strip() for line in lines[:n])) or {}, '\n'.join(lines[n:]).strip('\n')
 
+def css_width(png):
+    "The width of a picture on the page: nbdev has matplotlib draw two pixels for one."
+    return f"{int.from_bytes(b64decode(png)[16:20], 'big') // 2}px"
+
 def code_cell(cell, rewrite):
     "Options become MyST-NB's tags and settings; a stored widget, which needs a kernel, gives way to its plain form."
     opts, source = options(cell.source)
@@ -34,6 +39,8 @@ def code_cell(cell, rewrite):
     for name, (kind, key) in PICTURE.items():
         if name in opts: metadata.setdefault('mystnb', {}).setdefault(kind, {})[key] = opts[name]
     outputs = [nbformat.from_dict(o) for o in cell.outputs]
+    pictures = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
+    if pictures: metadata.setdefault('mystnb', {}).setdefault('image', {})['width'] = css_width(pictures[0])
     for o in outputs:
         data = o.get('data', {})
         data.pop('application/vnd.jupyter.widget-view+json', None)

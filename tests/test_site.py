@@ -87,7 +87,9 @@ def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
     page = cut['learner.html']
     page.find(id='learner.fine_tune').decompose()
     next(c for c in page.find(id='learner.fit_one_cycle').find_next('section').select('td code') if c.text == 'pct_start').string = 'pct'
-    assert missing_from(cut, public_api()) == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
+    api = public_api()
+    new = [m for m in missing_from(cut, api) if m not in missing_from(pages, api)]
+    assert new == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
 
 # Links and pictures
 
