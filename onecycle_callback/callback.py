@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, _inner_loop
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.optimizer import Lookahead, OptimWrapper
 from fastai.torch_core import num_distrib
 
@@ -198,7 +198,7 @@ class OneCycle(Callback):
     Each batch trains with the values of `plan`, to the last bit, and they are recorded in `recorder.hps`, which is
     complete however the fit ends; then momentum is put back to what it was before. An argument that cannot be used is a
     `ValueError` or `TypeError`, here or when the callback is added to a `Learner` that it does not fit."""
-    order, run_valid = ParamScheduler.order + 1, False
+    order, run_valid = EarlyStoppingCallback.order + 1, False
 
     @accept_fastai_names
     def __init__(self,
