@@ -76,7 +76,9 @@ def resolve_names(
     return given
 
 # %% ../nbs/00_arguments.ipynb #455e6008
-def accept_fastai_names(f):
+def accept_fastai_names(
+    f # A function or method that takes this package's names
+):
     "Make the method `f` accept `FASTAI_NAMES` by keyword, as `resolve_names` does."
     @wraps(f)
     def call(self, *args, **kwargs): return f(self, **resolve_names(f, args, kwargs))

@@ -9,8 +9,10 @@ __all__ = ['digits_dls', 'digits_learner', 'plot_run', 'demo', 'main']
 
 # %% ../nbs/07_demo.ipynb #1a14414f
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import sleep
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +23,8 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
-from fastai.torch_core import set_seed
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from fastcore.imports import noop
 from fastcore.script import anno_parser
 from sklearn.datasets import load_digits
 from torch import nn
@@ -68,6 +71,14 @@ def plot_run(
     axes['loss'].set(xlabel='batch', title='')
     return fig
 
+# %% ../nbs/07_demo.ipynb #c6ecdb49
+def _together(learn):
+    "A context in which `learn` trains with the other processes, if there are any, on GPUs, if there are any."
+    if num_distrib() < 2: return nullcontext()
+    from onecycle_callback import distributed   # needs accelerate, which nothing else here does
+    gpu = torch.cuda.is_available()
+    return learn.distrib_ctx(sync_bn=gpu, cpu=not gpu)
+
 # %% ../nbs/07_demo.ipynb #a16b1356
 def _check_out(out):
     "The path to save a picture at, refused before training if that cannot work."
@@ -88,26 +99,31 @@ def demo(
     out:str='onecycle.png' # Where to save the picture
 ):
     "Train on scikit-learn's digits with one cycle, and compare what was used with the plan. --cycle_len and --cycle-len are the same."
+    first = rank_distrib() == 0
+    say = print if first else noop
     path = _check_out(out)
     learn = digits_learner(bs, seed)
     call = dict(cycle_len=cycle_len, max_lr=max_lr, div_factor=div_factor, pct_start=pct_start)
-    plan = learn.preview_one_cycle(**call)
-    print(f'The plan: {plan.n_epoch} epochs of {plan.n_batch} batches, the peak at batch {plan.peak}, the first of all being batch 0')
-    print(plan.table.to_string(float_format='{:.4f}'.format), flush=True)
-    learn.fit_one_cycle(**call)
+    with _together(learn):
+        plan = learn.preview_one_cycle(**call)
+        say(f'The plan: {plan.n_epoch} epochs of {plan.n_batch} batches, the peak at batch {plan.peak}, the first of all being batch 0')
+        say(plan.table.to_string(float_format='{:.4f}'.format), flush=True)
+        learn.fit_one_cycle(**call)
     hps = learn.recorder.hps
     equal = hps['lr'] == plan.lrs[:, -1].tolist() and hps['mom'] == plan.moms.tolist()
-    print(f'validation accuracy: {learn.recorder.values[-1][-1]:.4f}')
-    print(f'recorded values equal the plan: {"yes" if equal else "NO"}, {len(hps["lr"])} of {len(plan)} batches')
-    plot_run(learn).savefig(path, dpi=100)
-    print(f'picture: {out}')
+    say(f'validation accuracy: {learn.recorder.values[-1][-1]:.4f}')
+    say(f'recorded values equal the plan: {"yes" if equal else "NO"}, {len(hps["lr"])} of {len(plan)} batches')
+    if first: plot_run(learn).savefig(path, dpi=100)
+    say(f'picture: {out}')
     if not equal: sys.exit(1)
 
 # %% ../nbs/07_demo.ipynb #34bcd735
 def main():
     "The command line of `demo`; a bad value is one line on stderr and exit code 2."
     parser = anno_parser(demo, prog='onecycle-demo')
-    def error(message): parser.exit(2, f'onecycle-demo: {message}\n')
+    def error(message):
+        if rank_distrib(): sleep(5)
+        parser.exit(2, f'onecycle-demo: {message}\n')
     parser.error = error
     flags = [arg.replace('_', '-', arg.partition('=')[0].count('_')) if arg.startswith('--') else arg for arg in sys.argv[1:]]
     args = {k: v for k, v in vars(parser.parse_args(flags)).items() if k not in ('pdb', 'xtra')}

@@ -20,6 +20,7 @@ from fastcore.foundation import L
 
 from .arguments import accept_fastai_names, check_flag, check_number, check_whole, resolve_names
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
+from .checkpoint import CycleCheckpoint, as_checkpoint
 from .schedule import OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #c724ff52
@@ -58,11 +59,13 @@ def _check_cbs(cbs):
             raise TypeError(f'cbs must be a Callback or several, got {cb!r}')
         if isinstance(cb, OneCycle) or (isinstance(cb, type) and issubclass(cb, OneCycle)):
             raise ValueError(f'cbs must not hold a OneCycle, which fit_one_cycle adds itself, got {cb!r}')
+        if isinstance(cb, CycleCheckpoint) or (isinstance(cb, type) and issubclass(cb, CycleCheckpoint)):
+            raise ValueError(f'cbs must not hold a CycleCheckpoint, give it as checkpoint, got {cb!r}')
         taken = {'lr', 'mom'} & set(cb.scheds) if isinstance(cb, ParamScheduler) and hasattr(cb, 'scheds') else ()
         if taken: raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
-def _checked(learn, cycle_len, max_lr, div_factor, pct_start, *, wd, cbs, reset_opt, start_epoch, stop_epoch, **schedule):
-    "The `OneCycle` and the epochs of a call of `fit_one_cycle`, everything checked and nothing touched."
+def _checked(learn, cycle_len, max_lr, div_factor, pct_start, *, wd, cbs, reset_opt, start_epoch, stop_epoch, checkpoint, **schedule):
+    "The `OneCycle`, the epochs and the `CycleCheckpoint` of a call of `fit_one_cycle`, everything checked and nothing touched."
     cycle = OneCycle(max_lr, div_factor, pct_start, **schedule)
     check_whole('cycle_len', cycle_len, 1)
     check_whole('start_epoch', start_epoch, 0, cycle_len - 1)
@@ -70,19 +73,26 @@ def _checked(learn, cycle_len, max_lr, div_factor, pct_start, *, wd, cbs, reset_
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    plan_for(cycle.schedule, learn, cycle_len, reset_opt)
-    _check_wd(wd, prospective_opt(learn, reset_opt)[0])
-    return cycle, range(cycle_len)[start_epoch:stop_epoch]
+    plan, opt = plan_for(cycle.schedule, learn, cycle_len, reset_opt), prospective_opt(learn, reset_opt)[0]
+    _check_wd(wd, opt)
+    epochs, checkpoint = range(cycle_len)[start_epoch:stop_epoch], as_checkpoint(checkpoint)
+    if checkpoint is not None: checkpoint.find(learn, plan, opt, epochs, learn.wd if wd is None else wd)
+    return cycle, epochs, checkpoint
 
 # %% ../nbs/04_learner.ipynb #bf353996
-@contextmanager
-def _only_epochs(learn, epochs):
-    "Have a fit of `learn` run over `epochs`, and not from 0 to `n_epoch`."
+def _loop_over(learn, epochs):
+    "What a fit of `learn` calls to run over `epochs`, and not from 0 to `n_epoch`."
     def fit_epochs():
         for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
-    learn._do_fit = fit_epochs
+    return fit_epochs
+
+@contextmanager
+def _replaced(learn, **loops):
+    "Have `learn` use other loops than its own."
+    vars(learn).update(loops)
     try: yield
-    finally: del learn._do_fit
+    finally:
+        for name in loops: delattr(learn, name)
 
 # %% ../nbs/04_learner.ipynb #3e4f0973
 @patch
@@ -101,16 +111,21 @@ def fit_one_cycle(self:Learner,
     cbs=None, # Callbacks for this fit only
     reset_opt:bool=False, # Start with a new optimizer
     start_epoch:int=0, # The epoch of the cycle to begin with, counted from 0
-    stop_epoch:int|None=None # The epoch of the cycle to stop before, as in `range`; default `cycle_len`
+    stop_epoch:int|None=None, # The epoch of the cycle to stop before, as in `range`; default `cycle_len`
+    checkpoint:str|CycleCheckpoint|None=None # Name of a file with which the same line goes on after a crash
 ):
     """Train for one cycle: the LR rises to `max_lr` and comes back, one smooth curve over all the batches of `cycle_len` epochs.
 
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword. An argument that
     cannot be used is a `ValueError` or `TypeError` before anything has been touched."""
-    cycle, epochs = _checked(self, cycle_len, max_lr, div_factor, pct_start, final_div=final_div, moms=moms, anneal=anneal,
-                             three_phase=three_phase, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch)
+    cycle, epochs, checkpoint = _checked(self, cycle_len, max_lr, div_factor, pct_start, final_div=final_div, moms=moms, anneal=anneal,
+                                         three_phase=three_phase, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch,
+                                         stop_epoch=stop_epoch, checkpoint=checkpoint)
     if reset_opt or self.opt is None: self.create_opt()
-    with _only_epochs(self, epochs): self.fit(cycle_len, wd=wd, cbs=[cycle] + L(cbs))
+    if checkpoint is None: loops = dict(_do_fit=_loop_over(self, epochs))
+    elif checkpoint.complete: return checkpoint.finish(self)
+    else: loops = dict(_do_fit=_loop_over(self, checkpoint.epochs_left(epochs)), all_batches=checkpoint.all_batches)
+    with _replaced(self, **loops): self.fit(cycle_len, wd=wd, cbs=[cycle] + L(checkpoint) + L(cbs))
 
 # %% ../nbs/04_learner.ipynb #0674ae2b
 @patch
@@ -124,6 +139,7 @@ def fine_tune(self:Learner,
     div:float=5.0, # The cycle with the whole model starts at its peak divided by this
     *,
     final_div:float=1e5, # Each cycle ends at its peak divided by this
+    checkpoint:str|CycleCheckpoint|None=None, # As in `Learner.fit_one_cycle`; the cycle with frozen groups has a file of its own, `{name}_frozen`
     **kwargs # Other arguments of `Learner.fit_one_cycle`, for both cycles
 ):
     "fastai's `fine_tune`, with the arguments checked first: a cycle with all but the last group frozen, then one with the whole model."
@@ -131,9 +147,10 @@ def fine_tune(self:Learner,
     check_whole('freeze_epochs', freeze_epochs, 0)
     check_number('base_lr', base_lr, lambda x: 0 < x < np.inf, 'a finite number above 0')
     check_number('lr_mult', lr_mult, lambda x: 1 <= x < np.inf, 'a finite number of at least 1')
-    high = base_lr / 2
-    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, **kwargs)
-    whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div=div, final_div=final_div, **kwargs)
+    high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
+    first = checkpoint and CycleCheckpoint(f'{checkpoint.fname}_frozen', checkpoint.every, checkpoint.restart)
+    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, final_div=final_div, checkpoint=first, **kwargs)
+    whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div=div, final_div=final_div, checkpoint=checkpoint, **kwargs)
     for call in (frozen, whole): _checked(self, **_all_arguments(call))
     self.freeze()
     if freeze_epochs: self.fit_one_cycle(**frozen)

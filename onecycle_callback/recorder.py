@@ -24,6 +24,12 @@ def before_train(self:Recorder):
     if self.learn.train_iter == 0: self.hps, self.plan, self.starts = {}, None, {}
     self.starts[self.learn.epoch] = len(self.hps.get('lr', self.lrs))
 
+# %% ../nbs/05_recorder.ipynb #84dec64a
+@patch
+def __getstate__(self:Recorder):
+    "What is saved of a `Recorder`: everything but the plan."
+    return self.__dict__ | dict(plan=None)
+
 # %% ../nbs/05_recorder.ipynb #3805a6f2
 def _record(recorder, keys):
     "What `plot_hypers` needs to draw `keys` (default all) of the current fit."

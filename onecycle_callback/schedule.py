@@ -138,7 +138,7 @@ class OneCycleSchedule:
     last parameter group. `plan` gives the values of every batch. It is frozen, can be pickled, compared and printed in
     a form that Python reads back. An argument that may not be given is a `ValueError` or a `TypeError` that names it.
     The policy is Smith's ([2018](https://arxiv.org/abs/1803.09820), section 4), the cosine and the defaults fastai 1's; with
-    `pct_start=(p+1)/N`, where `p` is the peak batch of `N`, torch's `OneCycleLR` gives the same numbers to rounding."""
+    `pct_start=(p+1)/N`, where `p` is the peak batch of `N`, `torch.optim.lr_scheduler.OneCycleLR` gives the same numbers to rounding."""
     max_lr:float|slice|tuple|None = None # Peak LR: a number, `slice(highest)` (a tenth of it for all groups but the last), `slice(lowest, highest)` (in equal factors from the first group to the last), or one number for each parameter group; `None`: the Learner's `lr`
     div_factor:float = 25. # The cycle starts at `max_lr/div_factor`
     pct_start:float = 0.3 # Share of the batches before the peak, between 0 and 1

@@ -1,9 +1,22 @@
+import subprocess
+import sys
+
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
 
+from helpers import copy_tree
+
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
     plt.close('all')
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The folder of the whole site, built from clean in a copy of the project."
+    tree = copy_tree(tmp_path_factory.mktemp('site'))
+    run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return tree / '_docs/html'

@@ -1,24 +1,15 @@
 """The gates: every notebook executes, is exported, is clean and current, and README.md comes from its notebook. Each gate is seen to catch a break."""
 import json
-import shutil
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'pyproject.toml', 'setup.cfg', 'README.md')
+from helpers import KEPT, ROOT, copy_tree
 
 @pytest.fixture
-def copy(tmp_path):
-    "The tree, to be changed freely."
-    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.egg-info')
-    for name in KEPT:
-        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-        else: shutil.copy(ROOT / name, tmp_path / name)
-    subprocess.run(['git', 'init', '-q'], cwd=tmp_path, check=True)
-    return tmp_path
+def copy(tmp_path): return copy_tree(tmp_path)
 
 def files(root):
     return {str(p.relative_to(root)): p.read_bytes() for name in KEPT for p in ([root / name] if (root / name).is_file() else (root / name).rglob('*'))
@@ -38,7 +29,8 @@ def nbdev(name, *flags):
     return '-c', 'import sys; from importlib.metadata import entry_points; ' \
         f'sys.argv = ["{name}", *{list(flags)!r}]; next(e for e in entry_points(group="console_scripts") if e.name == "{name}").load()()'
 
-EXPORT, CLEAN, TEST, README = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev('nbdev-test', '--save', '--n-workers', '0'), ('docs/readme.py',)
+QUARTO = '-c', 'from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml; refresh_quarto_yml(); nbdev_sidebar()'
+EXPORT, CLEAN, TEST, README = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev('nbdev-test', '--save', '--n-workers', '0'), ('-m', 'docs', 'readme')
 
 def edit(path, old, new):
     text = path.read_text()
@@ -75,12 +67,30 @@ def test_readme_comes_from_its_notebook(copy):
     edit(copy / 'README.md', '1cycle policy', '2cycle policy')
     assert differences(copy, README) == ['README.md']
 
+def test_quarto_files_are_current(copy):
+    assert differences(copy, QUARTO) == []
+    edit(copy / 'nbs/nbdev.yml', 'repo-branch: main', 'repo-branch: other')
+    assert differences(copy, QUARTO) == ['nbs/nbdev.yml']
+
+def unwanted(out):
+    "What no output may hold: a traceback, a warning, a path of the machine."
+    if out['output_type'] == 'error' or out.get('name') == 'stderr': return out['output_type']
+    data = {'text/plain': out.get('text', ''), **out.get('data', {})}
+    text = '\n'.join(''.join(v) for k, v in data.items() if k.startswith('text/'))
+    text = re.sub(r'data:image/[^"]*', '', text)
+    found = re.search(r'Traceback \(most recent|\w*Warning\b|/site-packages/|<ipython-input|(?<![\w.])/(?:home|root|tmp|Users|work|var)/|[A-Z]:\\\\', text)
+    return found and found[0]
+
 def test_outputs_hold_no_warning_path_or_traceback():
     for p in (ROOT / 'nbs').rglob('*.ipynb'):
         for cell in json.loads(p.read_text())['cells']:
-            for out in cell.get('outputs', []):
-                text = json.dumps(out.get('text', '')) + json.dumps(out.get('data', {}).get('text/plain', ''))
-                assert out['output_type'] != 'error' and 'Warning' not in text and '/site-packages/' not in text and '/home/' not in text, p.name
+            for out in cell.get('outputs', []): assert not unwanted(out), p.name
+
+@pytest.mark.parametrize('text', ['Traceback (most recent call last):', 'x.py:3: UserWarning: no', 'saved to /home/me/a.pth', "Path('/tmp/x')", 'lib/site-packages/a.py'])
+def test_unwanted_output_is_seen(text):
+    for out in (dict(output_type='stream', name='stdout', text=[text]), dict(output_type='display_data', data={'text/html': ['<p>', text]})): assert unwanted(out)
+    assert unwanted(dict(output_type='error')) and unwanted(dict(output_type='stream', name='stderr', text=''))
+    assert not unwanted(dict(output_type='display_data', data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
 def test_flake8():
     run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests', 'benchmarks'], cwd=ROOT, capture_output=True, text=True)

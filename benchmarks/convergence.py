@@ -1,0 +1,231 @@
+"""What the 1cycle policy buys: several schedules, each at its own best learning rate, on scikit-learn's digits.
+
+`python benchmarks/convergence.py` runs what is missing in `benchmarks/results/` (one to two hours on 2 cores; it may be stopped and
+started again), prints two tables a task and draws two pictures. `--tasks cnn,transformer` runs only these, `--quick` is a first look
+in under two minutes. 1,000 digits to train on, 797 to test; a seed sets the weights, the order of the batches, the shifts and the
+random labels, and is the same for every schedule."""
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import fastai.callback.schedule  # noqa: F401
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import TrainEvalCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from fastcore.script import call_parse
+from fastprogress.fastprogress import progress_bar
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+fastai_fit_one_cycle = Learner.fit_one_cycle
+from onecycle_callback import OneCycleSchedule  # noqa: E402
+
+RESULTS = Path(__file__).parent / 'results'
+BUDGETS = 1, 2, 4, 8    # how many times the budget of 1cycle the constant LR gets
+KEY = ['schedule', 'max_lr', 'epochs', 'seed']
+
+# The data
+
+class Batches:
+    "Shuffled batches of images, each image at one of the places in `x`, shape (places, items, 1, 8, 8), at random."
+    def __init__(self, x, y, bs=50): self.x, self.y, self.bs = x, y, bs
+    def __len__(self): return len(self.y) // self.bs
+    def __iter__(self):
+        for items in torch.randperm(len(self.y)).split(self.bs)[:len(self)]:
+            yield self.x[torch.randint(len(self.x), items.shape), items], self.y[items]
+
+def digits(shift, noise, seed):
+    "Batches to train on, and the images and labels to test on."
+    data, order = load_digits(), np.random.default_rng(0).permutation(1797)
+    x, y = torch.tensor(data.images[order], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[order])
+    train_x, train_y = x[:1000], y[:1000].clone()
+    wrong = torch.rand(1000, generator=torch.Generator().manual_seed(seed)) < noise
+    train_y[wrong] = torch.randint(10, (int(wrong.sum()),), generator=torch.Generator().manual_seed(seed))
+    padded = nn.functional.pad(train_x, (1, 1, 1, 1))
+    places = list(product(range(3), range(3))) if shift else [(1, 1)]
+    return Batches(torch.stack([padded[..., i:i + 8, j:j + 8] for i, j in places]), train_y), x[1000:], y[1000:]
+
+# The models
+
+def cnn():
+    def block(n_in, n_out): return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()
+    return nn.Sequential(*block(1, 8), *block(8, 16), nn.MaxPool2d(2), *block(16, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+class Transformer(nn.Module):
+    "An encoder over the 8 rows of an image as tokens."
+    def __init__(self, width=64):
+        super().__init__()
+        self.embed, self.place = nn.Linear(8, width), nn.Parameter(torch.zeros(8, width))
+        layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=128, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(width, 10)
+
+    def forward(self, x): return self.head(self.encoder(self.embed(x[:, 0]) + self.place).mean(1))
+
+# The tasks
+
+SGD = partial(torch.optim.SGD, momentum=0.9)
+SGD_LRS, ADAM_LRS = (0.01, 0.03, 0.1, 0.3, 1., 3.), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+@dataclass(frozen=True)
+class Task:
+    title: str
+    model: Callable
+    opt: Callable
+    lrs: tuple
+    epochs: int
+    shift: bool = False
+    noise: float = 0.
+
+TASKS = dict(
+    cnn=Task('CNN, shifted digits, SGD', cnn, SGD, SGD_LRS, 12, shift=True),
+    transformer=Task('Transformer, AdamW', Transformer, torch.optim.AdamW, ADAM_LRS, 15),
+    noisy=Task('CNN, shifted digits, 20 % random labels, SGD', cnn, SGD, SGD_LRS, 12, shift=True, noise=0.2),
+    clean=Task('CNN, clean digits, SGD', cnn, SGD, SGD_LRS, 12))
+
+# The schedules
+
+def plain(scheduler, model, task, batches, lr, epochs):
+    "A bare torch loop; `scheduler(opt, lr, n)` may be `None`."
+    opt = task.opt(model.parameters(), lr=lr)
+    sched = scheduler and scheduler(opt, lr, epochs * len(batches))
+    for _ in range(epochs):
+        for x, y in batches:
+            nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+            if sched: sched.step()
+
+def torch_one_cycle(opt, lr, n):
+    "torch's schedule with this project's defaults; its peak is a batch early, hence the share (DESIGN 2)."
+    peak = OneCycleSchedule(lr).plan(1, n).peak
+    return OneCycleLR(opt, lr, total_steps=n + 1, pct_start=(peak + 1) / (n + 1), final_div_factor=1)
+
+def by_learner(fit, model, task, batches, lr, epochs):
+    "A fastai `Learner` without recorder and validation."
+    learn = Learner(DataLoaders(batches, []), model, loss_func=nn.functional.cross_entropy, opt_func=partial(OptimWrapper, opt=task.opt),
+                    default_cbs=False, cbs=TrainEvalCallback())
+    fit(learn, epochs, lr)
+
+SCHEDULES = {
+    'constant': partial(plain, None),
+    'torch CosineAnnealingLR': partial(plain, lambda opt, lr, n: CosineAnnealingLR(opt, n)),
+    'torch OneCycleLR': partial(plain, torch_one_cycle),
+    'fastai fit_flat_cos': partial(by_learner, Learner.fit_flat_cos),
+    'fastai fit_one_cycle': partial(by_learner, fastai_fit_one_cycle),
+    'onecycle': partial(by_learner, Learner.fit_one_cycle),
+    'onecycle, final_div=1e5': partial(by_learner, partial(Learner.fit_one_cycle, final_div=1e5)),
+    'onecycle, three_phase': partial(by_learner, partial(Learner.fit_one_cycle, three_phase=True))}
+
+def run_one(task, schedule, max_lr, epochs, seed):
+    "Test accuracy and loss after one training."
+    torch.manual_seed(seed)
+    model = task.model()
+    batches, x, y = digits(task.shift, task.noise, seed)
+    SCHEDULES[schedule](model.train(), task, batches, max_lr, epochs)
+    with torch.no_grad(): out = model.eval()(x)
+    return (out.argmax(1) == y).float().mean().item(), nn.functional.cross_entropy(out, y).item()
+
+# The results
+
+def jobs(task, seeds, lrs, epochs):
+    "What is to be run, the first seed of everything first."
+    for seed in range(seeds):
+        for schedule, lr in product(SCHEDULES, lrs):
+            for k in BUDGETS if schedule == 'constant' else (1,): yield schedule, lr, k * epochs, seed
+
+def results(path):
+    "What has been run, a row a training."
+    return pd.read_csv(path, comment='#')
+
+def run_missing(task, path, seeds, lrs, epochs):
+    "Add what is missing to the file at `path`, a line a training; other versions than it was made with are refused."
+    made = f'# {" ".join(f"{p} {version(p)}" for p in ("torch", "fastai", "onecycle_callback", "scikit-learn"))}, python {sys.version.split()[0]}'
+    if not path.exists(): path.write_text(f'# python benchmarks/convergence.py --tasks {path.stem}\n{made}\n{",".join(KEY)},accuracy,loss\n')
+    if path.read_text().splitlines()[1] != made: raise SystemExit(f'{path} was made with other versions, move it away: {path.read_text().splitlines()[1]}')
+    done = set(results(path)[KEY].itertuples(index=False, name=None))
+    todo = [job for job in jobs(task, seeds, lrs, epochs) if job not in done]
+    for job in progress_bar(todo):
+        accuracy, loss = run_one(task, *job)
+        with path.open('a') as f: f.write(f'"{job[0]}",{job[1]},{job[2]},{job[3]},{accuracy:.6f},{loss:.6f}\n')
+
+def summary(df):
+    "Mean and standard deviation over the seeds, a row for each schedule, LR and number of epochs."
+    return df.groupby(KEY[:-1]).agg(accuracy=('accuracy', 'mean'), sd=('accuracy', 'std'), loss=('loss', 'mean'), loss_sd=('loss', 'std'), seeds=('seed', 'count')).reset_index()
+
+def best_of(df, by):
+    "The row of `summary` with the best LR, for each value of `by`."
+    s = summary(df)
+    return s.loc[s.groupby(by).accuracy.idxmax()].set_index(by).drop(columns=[c for c in ('schedule', 'epochs') if c != by])
+
+def schedules_table(df):
+    "Each schedule at its own best LR, within the budget."
+    return best_of(df[df.epochs == df.epochs.min()], 'schedule').sort_values('accuracy', ascending=False)
+
+def epochs_table(df):
+    "The constant LR at its best, with ever more epochs, below 1cycle within its budget."
+    ours = best_of(df[df.schedule == 'onecycle'], 'epochs').assign(schedule='onecycle')
+    return pd.concat([ours, best_of(df[df.schedule == 'constant'], 'epochs').assign(schedule='constant')])
+
+def plot_lrs(dfs):
+    "Accuracy over max LR within the budget, a picture a task."
+    fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.6), layout='constrained', squeeze=False)
+    for ax, (name, df) in zip(axes[0], dfs.items()):
+        s = summary(df[df.epochs == df.epochs.min()])
+        for schedule in SCHEDULES:
+            of = s[s.schedule == schedule]
+            ours = schedule == 'onecycle'
+            ax.errorbar(of.max_lr, of.accuracy, of.sd, label=schedule, lw=2.5 if ours else 1.2, color='black' if schedule == 'constant' else None, capsize=2, zorder=3 if ours else 2)
+        ax.set(xscale='log', xlabel='maximum learning rate', title=f'{TASKS[name].title}\n{df.epochs.min()} epochs', ylim=(max(0, s.accuracy.max() - .25), min(1, s.accuracy.max() + .01)))
+        ax.grid(alpha=.3)
+    axes[0, 0].set_ylabel('test accuracy')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    return fig
+
+def plot_epochs(dfs):
+    "Best accuracy of the constant LR over epochs, and the level of 1cycle within its budget, a picture a task."
+    fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.2), layout='constrained', squeeze=False)
+    for ax, (name, df) in zip(axes[0], dfs.items()):
+        t = epochs_table(df)
+        ours, constant = t[t.schedule == 'onecycle'].iloc[0], t[t.schedule == 'constant']
+        ax.errorbar(constant.index, constant.accuracy, constant.sd, marker='o', capsize=3, color='black', label='constant LR, the best of each')
+        ax.errorbar([t.index.min()], [ours.accuracy], [ours.sd], marker='s', capsize=3, color='tab:red', label='onecycle')
+        ax.axhline(ours.accuracy, color='tab:red', ls=':', lw=1)
+        ax.set(xscale='log', xlabel='epochs', title=TASKS[name].title)
+        ax.set_xticks(constant.index, constant.index)
+        ax.minorticks_off()
+        ax.grid(alpha=.3)
+    axes[0, 0].set_ylabel('test accuracy')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
+    return fig
+
+@call_parse
+def main(
+    tasks:str=','.join(TASKS), # Which tasks, names with commas between
+    seeds:int=5, # Number of seeds
+    quick:bool=False # One seed, two LRs and a sixth of the epochs, kept apart
+):
+    "Run what is missing, print the tables and draw the pictures."
+    torch.set_num_threads(1)
+    folder = RESULTS / 'quick' if quick else RESULTS
+    folder.mkdir(exist_ok=True)
+    unknown = set(tasks.split(',')) - set(TASKS)
+    if unknown: raise SystemExit(f'tasks must be out of {", ".join(TASKS)}, got {", ".join(sorted(unknown))}')
+    dfs = {}
+    for name in tasks.split(','):
+        task, path = TASKS[name], folder / f'{name}.csv'
+        print(f'\n{task.title}', flush=True)
+        run_missing(task, path, *((1, task.lrs[2:4], task.epochs // 6) if quick else (seeds, task.lrs, task.epochs)))
+        dfs[name] = results(path)
+        for table in (schedules_table, epochs_table): print(f'\n{table.__doc__}', table(dfs[name]).round(4).to_string(), sep='\n')
+    plot_lrs(dfs).savefig(folder / 'lrs.png', dpi=80)
+    plot_epochs(dfs).savefig(folder / 'epochs.png', dpi=80)

@@ -1,0 +1,1 @@
+"""The site and README.md out of the notebooks: `python -m docs`."""

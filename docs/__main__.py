@@ -1,0 +1,58 @@
+"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` does the latter alone."""
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+def processed(only=''):
+    "The notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
+    import nbformat
+    from nbdev.serve import proc_nbs
+    os.environ['PYTHONWARNINGS'] = 'error:Found cells containing imports'   # nbdev's workers run such cells, the other lines in them too
+    folder = proc_nbs(force=True, file_glob=only)
+    return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
+
+def write_readme(notebooks, cfg):
+    from docs.readme import readme
+    text, pictures = readme(notebooks[Path('index.ipynb')], cfg.doc_url)
+    (ROOT / 'README.md').write_text(text)
+    for path, data in pictures.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_bytes(data)
+
+def write_pages(notebooks, cfg, folder):
+    "The pages and the other files of nbs, for Sphinx."
+    import nbformat
+    import yaml
+    from nbdev.config import nbpath2html
+    from docs.bridge import page, public_names, toctree
+    site, lib = cfg.doc_url, cfg.lib_path.name
+    known = {name.lower() for nb in notebooks.values() for name in public_names(nb, lib)}
+    for path, nb in notebooks.items():
+        out = page(nb, lib, site, known)
+        if path.name == 'index.ipynb':
+            out.cells.append(nbformat.v4.new_markdown_cell(toctree(yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text()), cfg.nbs_path)))
+        target = folder / nbpath2html(path).with_suffix('.ipynb')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(out, target)
+
+def main():
+    parser = argparse.ArgumentParser(prog='python -m docs', description=__doc__)
+    parser.add_argument('what', nargs='?', choices=['readme'], help='README.md alone')
+    what = parser.parse_args().what
+    os.chdir(ROOT)
+    from nbdev.config import get_config
+    cfg = get_config()
+    notebooks = processed('index.ipynb' if what else '')
+    write_readme(notebooks, cfg)
+    if what: return 0
+    from sphinx.cmd.build import main as sphinx
+    source, out = ROOT / '_site_src', ROOT / '_docs'
+    for folder in (source, out): shutil.rmtree(folder, ignore_errors=True)
+    write_pages(notebooks, cfg, source)
+    return sphinx([*'-W --keep-going -n -q -E -b html'.split(), '-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'), str(source), str(out / 'html')])
+
+if __name__ == '__main__': sys.exit(main())

@@ -1,0 +1,26 @@
+"""Sphinx's settings for the pages that `python -m docs` makes."""
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
+project = 'onecycle_callback'
+html_title = project
+extensions = ['myst_nb']
+nb_execution_mode = 'off'
+nb_ipywidgets_js = {}   # from the network, and without a kernel they do nothing
+myst_heading_anchors = 3
+myst_enable_extensions = ['attrs_block', 'attrs_inline', 'colon_fence', 'deflist', 'dollarmath']
+html_theme = 'furo'
+html_static_path = ['static']
+html_css_files = ['site.css']
+html_copy_source = False
+html_show_copyright = False
+html_math_renderer = 'mathml'
+
+def draw(as_block):
+    "A formula as MathML, which browsers draw themselves: no script from the network."
+    def visit(self, node):
+        self.body.append(tex2mathml(node.astext(), as_block=as_block))
+        raise SkipNode
+    return visit, None
+
+def setup(app): app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))

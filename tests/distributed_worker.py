@@ -1,0 +1,67 @@
+"""What each process of tests/test_distributed.py runs: `torchrun --nproc_per_node=2 tests/distributed_worker.py JOB FOLDER`.
+
+A job is a function of this file. What it returns in each process is saved as FOLDER/JOB-RANK.pt."""
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from fastai.basics import Adam, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib
+from fastai.callback.training import GradientAccumulation
+
+from helpers import Plain, Spy, dataset, learner
+import onecycle_callback.distributed  # noqa: F401
+
+CPU = dict(sync_bn=False, cpu=True)
+
+def state(learn): return [t.tolist() for t in learn.model.state_dict().values()]
+
+def seen(learn, spy, plan):
+    return dict(plan_lrs=plan.lrs.tolist(), plan_moms=plan.moms.tolist(), n_batch=plan.n_batch, lrs=spy.seen_lrs, moms=spy.seen_moms, hps=learn.recorder.hps, weights=state(learn),
+                values=[list(v) for v in learn.recorder.values], mom_after=[h['mom'] for h in learn.opt.hypers])
+
+def trained(learn, *args):
+    "A cycle in `distrib_ctx`, each process with other weights before, and what its preview there said."
+    spy = Spy()
+    with torch.no_grad():
+        for p in learn.model.parameters(): p += rank_distrib()
+    with learn.distrib_ctx(**CPU):
+        plan = learn.preview_one_cycle(*args)
+        learn.fit_one_cycle(*args, cbs=spy)
+    return seen(learn, spy, plan)
+
+def bn_learner(n_items, opt_func, drop_last=True):
+    "Two groups, batch norm, batches of 4."
+    train = DataLoader(dataset(n_items), bs=4, shuffle=True, drop_last=drop_last, device='cpu')
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    return Plain(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=opt_func,
+                 splitter=lambda m: [[*m[0].parameters(), *m[1].parameters()], list(m[2].parameters())])
+
+def cycles(folder):
+    "Cycles with several optimizers and loaders."
+    opts = dict(SGD=partial(SGD, mom=.9), Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
+    runs = {name: trained(bn_learner(40, opt), 3, [1e-3, 1e-2]) for name, opt in opts.items()}
+    runs['a batch less than fastai says'] = trained(bn_learner(20, Adam), 3, 1e-2)
+    runs['a smaller last batch'] = trained(bn_learner(20, Adam, drop_last=False), 2, 1e-2)
+    runs['accumulated'] = trained(learner(8, cbs=GradientAccumulation(8)), 2, 1e-2)
+    return runs
+
+def refused(folder):
+    "A share without a whole batch: what each process says, and whether it trained."
+    learn = bn_learner(5, Adam)
+    with learn.distrib_ctx(**CPU):
+        try: learn.fit_one_cycle(1, .1)
+        except ValueError as e: return str(e), learn.opt is None
+
+def after(folder):
+    "A cycle alone after one together, in the same process."
+    learn = bn_learner(40, Adam)
+    with learn.distrib_ctx(**CPU): learn.fit_one_cycle(1, .1)
+    together = learn.recorder.hps
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .1)
+    return together, learn.recorder.hps, [type(dl).__name__ for dl in learn.dls], type(learn.model).__name__
+
+if __name__ == '__main__':
+    torch.manual_seed(rank_distrib())
+    folder = Path(sys.argv[-1])
+    for job in sys.argv[1:-1]: torch.save(globals()[job](folder), folder / f'{job}-{rank_distrib()}.pt')

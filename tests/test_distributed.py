@@ -1,0 +1,115 @@
+"""Several processes, with real ones over gloo on the loopback, and the count of the batches that each of them sees."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from fastai.basics import DataLoader, DataLoaders, Learner, TfmdDL, nn, noop
+from fastai.callback.data import PartialDL, WeightedDL
+from fastai.distributed import DistributedDL, DistributedTrainer
+
+import onecycle_callback.distributed
+from onecycle_callback.callback import batches_per_epoch
+
+TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
+TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+
+def start(*args, **kwargs):
+    "Two processes, started and not waited for, that run `args` of `torchrun`."
+    return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+def run_jobs(folder, *jobs):
+    "What `jobs` of distributed_worker.py gave in each of the two processes."
+    process = start(TESTS / 'distributed_worker.py', *jobs, folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return [[torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in jobs]
+
+@pytest.fixture(scope='module')
+def jobs(tmp_path_factory):
+    names = 'cycles', 'refused', 'after'
+    return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
+
+N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
+
+@pytest.mark.parametrize('name', N_BATCH)
+def test_every_process_trains_with_the_plan(jobs, name):
+    first, second = (run[name] for run in jobs['cycles'])
+    assert first['n_batch'] == N_BATCH[name]
+    for key in ('lrs', 'moms', 'hps', 'weights', 'n_batch', 'plan_lrs', 'mom_after'): assert first[key] == second[key], key
+    assert first['lrs'] == first['plan_lrs'] and len(first['lrs']) == len(first['hps']['lr']) > 0
+    assert [moms[-1] for moms in first['moms']] == first['plan_moms'] == first['hps']['mom']
+    assert first['mom_after'] == [.9] * len(first['mom_after'])
+    assert first['values'][-1][1:] == second['values'][-1][1:]
+
+def test_a_share_without_a_batch_is_refused_everywhere(jobs):
+    for message, untouched in jobs['refused']: assert 'dls.train must have at least one batch, got 0' in message and untouched
+
+def test_alone_again_afterwards(jobs):
+    for together, alone, loaders, model in jobs['after']:
+        assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
+
+def test_main_job(tmp_path):
+    process = start('-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    lines = out.replace('\r', '\n').splitlines()
+    once = ['The plan: 2 epochs of 11 batches', 'lr_first', 'epoch     train_loss', 'validation accuracy', 'recorded values equal the plan: yes, 22 of 22 batches', 'picture: onecycle.png']
+    assert [sum(text in line for line in lines) for text in once] == [1] * len(once), out
+    assert [p.name for p in tmp_path.iterdir()] == ['onecycle.png']
+
+def test_main_job_refuses_once(tmp_path):
+    process = start('-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    ours = [line for line in err.splitlines() if line.startswith('onecycle-demo: ')]
+    assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5') and 'exitcode  : 2' in err and out == ''
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='fastai\'s own way is kept where there is a GPU')
+def test_work_around_is_active_without_a_gpu(): assert DistributedDL._broadcast is onecycle_callback.distributed.broadcast_on_cpu
+
+def test_work_around_leaves_a_gpu_alone():
+    "And fastai still needs one: when it does not, distributed.py can go."
+    code = """import torch; from fastai.distributed import DistributedDL; own = DistributedDL._broadcast
+try: own(None, [1], 0)
+except Exception as e: print(type(e).__name__, e)
+torch.cuda.is_available = lambda: True
+import onecycle_callback.distributed; print(DistributedDL._broadcast is own)"""
+    run = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, check=True)
+    error, kept = run.stdout.splitlines()
+    assert 'CUDA' in error and kept == 'True'
+
+def test_accelerate_is_asked_for_by_name():
+    code = "import sys; sys.modules['accelerate'] = None; import onecycle_callback, onecycle_callback.demo\nimport onecycle_callback.distributed"
+    run = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True)
+    assert run.returncode and "ModuleNotFoundError: training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'" in run.stderr
+
+@pytest.fixture(scope='module')
+def group():
+    "A group of this process alone: enough for `DistributedDL` to deal out its items."
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+class InCtx(DistributedTrainer):
+    "The callback that `distrib_ctx` adds, without the processes that it would join."
+    name = 'distributed_trainer'
+    def __init__(self): pass
+
+LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items, **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
+               torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4), drop_last=st.booleans())
+def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('WORLD_SIZE', str(n_proc))
+        items = [torch.tensor(i) for i in range(n)]
+        learn = Learner(DataLoaders(LOADERS[kind](items, bs=bs, drop_last=drop_last, shuffle=True)), nn.Linear(1, 1), loss_func=noop, cbs=InCtx())
+        before = batches_per_epoch(learn)
+        wrapped = [DistributedDL(learn.dls.train, rank=rank, world_size=n_proc, device='cpu') for rank in range(n_proc)]
+        assert [len(list(dl)) for dl in wrapped] == [before] * n_proc
+        learn.dls.loaders[0] = wrapped[0]
+        assert batches_per_epoch(learn) == before

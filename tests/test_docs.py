@@ -1,0 +1,144 @@
+"""The rules by which a notebook becomes a page, and the index the README; the built pages are looked at in test_site.py."""
+from base64 import b64encode
+
+import nbformat
+import pytest
+from fastai.learner import Learner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+
+from docs.bridge import (WARNING, api_section, code_cell, frontmatter, local_link, markdown, members, options, page, public_names, shown_name,
+                         signature, toctree)
+from docs.readme import readme
+from nbdev.showdoc import show_doc
+from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule, callback, schedule
+
+SITE = 'https://example.org/lib'
+PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+HEAD = new_raw_cell("---\ndescription: 'A line about `it`'\noutput-file: schedule.html\ntitle: schedule\n---\n")
+
+def same(text): return text
+
+def test_options_are_yaml_and_leave_the_source():
+    assert options("#| echo: false\n#| fig-alt: 'Rises: falls'\nx = 1\n#| not: this\n") == ({'echo': False, 'fig-alt': 'Rises: falls'}, 'x = 1\n#| not: this')
+    assert options('x = 1') == ({}, 'x = 1')
+    assert options('#| echo: false') == ({'echo': False}, '')
+
+@pytest.mark.parametrize('option, tags', [('echo: false', ['remove-input']), ('output: false', ['remove-output']), ('include: false', ['remove-cell']),
+                                          ('code-fold: true', ['hide-input']), ('code-fold: show', []), ('echo: true', []), ('warning: false', [])])
+def test_options_become_tags(option, tags):
+    cell = code_cell(new_code_cell(f'#| {option}\nx = 1'), same)
+    assert cell.metadata == {'tags': tags} and cell.source == 'x = 1'
+
+def test_picture_gets_caption_name_and_alternative_text():
+    cell = code_cell(new_code_cell("#| label: fig-lr\n#| fig-cap: The rate\n#| fig-alt: 'A line'\nplot()"), same)
+    assert cell.metadata.mystnb == {'image': {'alt': 'A line'}, 'figure': {'caption': 'The rate', 'name': 'fig-lr'}}
+
+def test_picture_is_shown_at_half_its_pixels():
+    png = b64encode(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + (1234).to_bytes(4, 'big') + bytes(40)).decode()
+    cell = code_cell(new_code_cell('plot()', outputs=[new_output('display_data', {'image/png': png})]), same)
+    assert cell.metadata.mystnb == {'image': {'width': '617px'}}
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match='the options of a cell must be out of .*fig-alt.*, got fig-widht'):
+        code_cell(new_code_cell('#| fig-widht: 3\nplot()'), same)
+
+def test_outputs_lose_widgets_and_have_their_links_changed():
+    outputs = [new_output('display_data', {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'sliders'}), new_output('display_data', {'text/markdown': 'x'})]
+    cell = code_cell(new_code_cell('show()', outputs=outputs), str.upper)
+    assert [o.data for o in cell.outputs] == [{'text/plain': 'sliders'}, {'text/markdown': 'X'}]
+
+@pytest.mark.parametrize('url, local', [
+    (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
+    (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
+    (f'{SITE}/plot.html#_every', '/plot.ipynb'),
+    (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'),
+    (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
+    ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
+    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
+    ('../01_schedule.ipynb#onecycleplan', '#onecycleplan'),
+    ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner'),
+    ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
+    ('#a-heading', '#a-heading'), ('LICENSE', 'LICENSE')])
+def test_links(url, local):
+    assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot'}) == local
+
+def test_markdown_outside_of_code():
+    text = f'[a]({SITE}/a.html) and [b](02_plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
+    assert markdown(text, SITE, set()) == f'[a](/a.ipynb) and [b](plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
+
+def test_callouts():
+    assert markdown('a\n\n::: {.callout-tip}\nDo it.\n:::\n', SITE, set()) == 'a\n\n:::{tip}\nDo it.\n:::\n'
+    assert markdown('::: {.callout-note}\n## Why\nSo.\n:::', SITE, set()) == ':::{admonition} Why\n:class: note\n\nSo.\n:::'
+    with pytest.raises(ValueError, match='a ::: block must be a callout, got ::: {.column}'): markdown('::: {.column}\na\n:::', SITE, set())
+
+def test_which_cell_shows_a_name():
+    assert shown_name(new_code_cell('#| echo: false\n#| output: asis\nshow_doc(OneCyclePlan.plot)')) == 'OneCyclePlan.plot'
+    assert shown_name(new_code_cell('x = show_doc')) is None and shown_name(new_markdown_cell('show_doc(a)')) is None
+
+def test_members_are_public_documented_and_no_events():
+    assert members(OneCyclePlan) == ['peak', 'at', 'lrs', 'moms', 'table', 'plot']
+    assert members(OneCycleSchedule) == ['plan']
+    assert 'start' in members(OneCycle) and not {'before_batch', 'learn', 'order'} & set(members(OneCycle))
+
+def test_what_another_module_patches_in_is_no_member(monkeypatch):
+    def elsewhere(self): "Documented."
+    monkeypatch.setattr(OneCyclePlan, 'elsewhere', elsewhere, raising=False)
+    assert 'elsewhere' not in members(OneCyclePlan)
+
+def call(name, obj): return signature(name, obj, show_doc(obj))
+
+def test_signatures():
+    assert call('anneal_cos', schedule.anneal_cos) == 'anneal_cos(start, end, pos)'
+    assert call('OneCyclePlan.plot', OneCyclePlan.plot) == 'OneCyclePlan.plot(ax=None, figsize:tuple | None=None)'
+    assert call('OneCyclePlan.peak', OneCyclePlan.peak) == 'OneCyclePlan.peak: int'
+    assert call('plan_for', callback.plan_for) == 'plan_for(schedule:OneCycleSchedule, learn, n_epoch:int, reset_opt:bool=False) -> OneCyclePlan'
+    long = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
+    assert long.startswith('Learner.fit_one_cycle(\n    cycle_len:int, max_lr=None, div_factor:float=25.0, pct_start:float=0.3,')
+    assert '#' not in long and 'NoneType' not in long and max(map(len, long.splitlines())) <= 81
+
+def test_section_of_a_name():
+    text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
+    assert text.startswith('<div id="learner.fine_tune"></div>\n\n(learner.fine_tune)=\n\n### Learner.fine_tune\n\n[source](https://github.com/')
+    assert '/onecycle_callback/learner.py#L' in text and '#LNone' not in text
+    assert "\n\nfastai's `fine_tune`" in text
+    assert '| `freeze_epochs` | int | 1 | Number of epochs with all but the last parameter group frozen; 0 for none |' in text
+    prop = api_section('OneCyclePlan.peak', OneCyclePlan.peak, SITE, set(), 4).source
+    assert '#### OneCyclePlan.peak\n' in prop and 'The batch that trains with `max_lr`.' in prop and '|' not in prop
+    assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
+
+def test_page():
+    shown = new_code_cell('#| echo: false\nshow_doc(OneCyclePlan)')
+    shown['has_sd'] = True
+    nb = new_notebook()
+    nb.cells = [HEAD, new_markdown_cell(WARNING), new_markdown_cell('## Then'), shown, new_code_cell('x = 1')]
+    assert frontmatter(nb)['title'] == 'schedule'
+    assert list(public_names(nb, 'onecycle_callback')) == ['OneCyclePlan'] + [f'OneCyclePlan.{m}' for m in members(OneCyclePlan)]
+    out = page(nb, 'onecycle_callback', SITE, {'onecycleplan'})
+    nbformat.validate(out)
+    assert [c.source.split('\n\n')[0] for c in out.cells[:2]] == ['# schedule', '## Then']
+    assert 'A line about `it`' in out.cells[0].source and WARNING not in str(out) and 'has_sd' not in str(out)
+    headings = [line for c in out.cells[2:] for line in c.source.splitlines() if line.startswith('#')]
+    assert headings == ['### OneCyclePlan'] + [f'#### OneCyclePlan.{m}' for m in members(OneCyclePlan)]
+    assert out.cells[-1].source == 'x = 1' and out.cells[-1].cell_type == 'code'
+
+def test_toctree(tmp_path):
+    for name in ('index', '10_b', '02_a', 'howto/c', 'other/d'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f'{name}.ipynb').touch()
+    contents = ['index.ipynb', dict(section='How to', contents='howto/*.ipynb'), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb')]
+    text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
+    assert text == '```{toctree}\n:hidden:\n:caption: How to\n\nhowto/c\n```\n\n```{toctree}\n:hidden:\n:caption: API\n\na\nb\n```'
+
+def test_readme():
+    html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'
+    cells = [HEAD, new_markdown_cell(WARNING), new_code_cell('#| echo: false\nsecret()', outputs=[new_output('display_data', {'text/html': html})]),
+             new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
+             new_markdown_cell('See [the plan](01_schedule.ipynb#a) and [that](https://example.com/a.html).')]
+    nb = new_notebook(cells=cells)
+    before = nbformat.writes(nb)
+    text, pictures = readme(nb, SITE)
+    assert nbformat.writes(nb) == before
+    assert '\n# schedule\n\n> A line about `it`\n\n' in text and text.startswith('<!-- Made from nbs/index.ipynb')
+    assert 'secret' not in text and 'style' not in text and WARNING not in text and '<table></table>' in text and 'plot()' in text
+    assert '![A line](docs/images/readme_0.png)' in text and list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'
+    assert f'[the plan]({SITE}/schedule.html#a) and [that](https://example.com/a.html)' in text

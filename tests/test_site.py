@@ -1,0 +1,253 @@
+"""The built site: every page and public name is there, links lead somewhere, pictures are described, and a real browser can show it."""
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from fastai.callback.core import Callback, event
+from nbdev.config import nbpath2html
+
+import onecycle_callback
+from helpers import ROOT, copy_tree
+from onecycle_callback import OneCycleSchedule
+from onecycle_callback.demo import digits_dls
+
+LIB = 'onecycle_callback'
+NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+TUTORIAL = 'tutorials/understanding_the_1cycle_policy.html'
+
+@pytest.fixture(scope='session')
+def pages(site): return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(), 'html.parser') for p in site.rglob('*.html')}
+
+def test_every_notebook_is_a_page_in_the_contents(pages):
+    listed = {a['href'] for a in pages['index.html'].select('.sidebar-tree a')} | {'index.html'}
+    assert set(NOTEBOOKS) <= set(pages) and set(NOTEBOOKS) == listed
+
+# Public names
+
+def is_api(cls, name):
+    return name[0] != '_' and not hasattr(event, name) and not (issubclass(cls, Callback) and hasattr(Callback, name)) \
+        and (inspect.isfunction(vars(cls)[name]) or isinstance(vars(cls)[name], property))
+
+def public_api():
+    "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
+    modules = [importlib.import_module(f'{LIB}.{m.name}') for m in pkgutil.iter_modules(onecycle_callback.__path__) if not m.name.startswith('_')]
+    assert {m.__name__ for m in modules} == set(importlib.import_module(f'{LIB}._modidx').d['syms'])
+    found = {}
+    def add(obj, name=None):
+        name = name or obj.__name__
+        module = (obj.fget if isinstance(obj, property) else obj).__module__
+        found[f'{module.removeprefix(LIB + ".")}.html#{name.lower()}'] = obj
+        for member in vars(obj) if inspect.isclass(obj) else ():
+            if is_api(obj, member): add(getattr(obj, member), f'{name}.{member}')
+    for name in onecycle_callback.__all__: add(getattr(onecycle_callback, name))
+    for module in modules:
+        for name in module.__all__:
+            if callable(getattr(module, name)): add(getattr(module, name))
+        for cls in filter(inspect.isclass, vars(module).values()):
+            if cls.__module__.startswith(LIB): continue
+            for name, value in vars(cls).items():   # what @patch has put there
+                if name[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(LIB + '.'): add(value, f'{cls.__name__}.{name}')
+    for script in entry_points(group='console_scripts'):
+        if script.value.split(':')[0].split('.')[0] == LIB: add(script.load())
+    return found
+
+def test_the_names_that_must_be_found_are():
+    names = {'learner.html#learner.fit_one_cycle', 'learner.html#learner.preview_one_cycle', 'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr',
+             'recorder.html#recorder.plot_sched', 'callback.html#onecycle', 'schedule.html#onecycleschedule', 'schedule.html#onecycleschedule.plan',
+             'schedule.html#anneal_cos', 'demo.html#main', *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
+    assert names <= set(public_api())
+
+def missing_from(pages, api):
+    "What of `api` has no section, or no row in its section's table for one of its parameters."
+    missing = []
+    for link, obj in api.items():
+        page, _, anchor = link.partition('#')
+        where = pages.get(page) and pages[page].find(id=anchor)
+        if not where: missing.append(link); continue
+        section = where if where.name == 'section' else where.find_next('section')
+        described = {code.text for row in section.select('table tr') if (code := row.select_one('td:first-child code'))}
+        if callable(obj): missing += [f'{link}({p})' for p in inspect.signature(obj).parameters if p != 'self' and p not in described]
+    return missing
+
+def test_every_public_name_has_a_section_with_its_parameters(pages): assert missing_from(pages, public_api()) == []
+
+def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
+    cut = dict(pages) | {'learner.html': BeautifulSoup(str(pages['learner.html']), 'html.parser')}
+    page = cut['learner.html']
+    page.find(id='learner.fine_tune').decompose()
+    next(c for c in page.find(id='learner.fit_one_cycle').find_next('section').select('td code') if c.text == 'pct_start').string = 'pct'
+    api = public_api()
+    new = [m for m in missing_from(cut, api) if m not in missing_from(pages, api)]
+    assert new == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
+
+# Links and pictures
+
+def broken_links(pages, site):
+    "Links to a file or an anchor that is not there, and whatever a page would load from the network."
+    broken = []
+    ids = {name: {e['id'] for e in page.find_all(id=True)} for name, page in pages.items()}
+    for name, page in pages.items():
+        for e, attribute in [(e, a) for a in ('href', 'src') for e in page.find_all(attrs={a: True})]:
+            url = urlsplit(e[attribute])
+            loaded = e.name in ('img', 'script', 'iframe') or (e.name == 'link' and 'stylesheet' in e.get('rel', []))
+            if url.scheme in ('data', 'mailto'): continue
+            if url.scheme or url.netloc:
+                if loaded: broken.append((name, e[attribute]))
+                continue
+            file = (site / name).parent / unquote(url.path) if url.path else site / name
+            target = os.path.relpath(file, site)
+            if not file.is_file() or (url.fragment and target in ids and unquote(url.fragment) not in ids[target]): broken.append((name, e[attribute]))
+    return broken
+
+def test_links_and_anchors(pages, site): assert broken_links(pages, site) == []
+
+def test_a_broken_link_is_seen(pages, site):
+    links = ['gone.html', 'plot.html#gone', '#gone', 'plot.html#plot_hypers']
+    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
+    assert [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
+
+def undescribed(page): return [str(img)[:80] for img in page.select('article img') if not re.search(r'\w+ \w+', img.get('alt', ''))]
+
+def test_pictures_have_alternative_text(pages):
+    assert [(name, img) for name, page in pages.items() for img in undescribed(page)] == []
+    assert sum(len(page.select('article img')) for page in pages.values()) >= 5
+    assert len(undescribed(BeautifulSoup('<article><img src="a"/><img alt="_images/a.png"/><img alt="A line rises"/></article>', 'html.parser'))) == 2
+
+def test_names_link_to_fastai_torch_and_this_site(pages):
+    def to(name): return {a['href'] for a in pages[name].select('article a')}
+    assert 'https://docs.fast.ai/learner.html#learner' in to('learner.html')
+    assert any(url.startswith('https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR') for url in to('schedule.html'))
+    assert 'learner.html#learner-fit-one-cycle' in to('index.html')
+
+def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
+    tree = copy_tree(tmp_path)
+    for path in NOTEBOOKS.values():
+        if path.name not in ('index.ipynb', '02_plot.ipynb'): (tree / path.relative_to(ROOT)).unlink()
+    def rewrite(path, change):
+        nb = json.loads(path.read_text())
+        change(nb['cells'])
+        path.write_text(json.dumps(nb))
+    bad = '[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'
+    rewrite(tree / 'nbs/index.ipynb', lambda cells: [cells.remove(c) for c in list(cells) if 'What changes' in ''.join(c['source'])])   # its links need the other pages
+    rewrite(tree / 'nbs/02_plot.ipynb', lambda cells: cells.append(dict(cell_type='markdown', id='bad', metadata={}, source=bad)))
+    run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+    warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
+    assert run.returncode != 0 and len(warnings) == 2, run.stderr
+    assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
+    html = (tree / '_docs/html/plot.html').read_text()
+    assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
+
+# In a browser
+
+@pytest.fixture(scope='module')
+def browser():
+    from selenium import webdriver
+    chrome, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
+    if not (chrome and driver):
+        reason = "needs a browser: Debian's chromium and chromium-driver are not installed"
+        if os.environ.get('SITE_NEEDS_BROWSER'): pytest.fail(reason)
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--disable-dev-shm-usage'): options.add_argument(argument)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield Browser(driver)
+    driver.quit()
+
+class Browser:
+    "A window of a given width, in light or dark mode, that can be asked what it shows."
+    def __init__(self, driver): self.driver = driver
+    def js(self, code): return self.driver.execute_script(code)
+
+    def open(self, file, width=1280, mode='light'):
+        cdp = self.driver.execute_cdp_cmd
+        cdp('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+        cdp('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=mode)]))
+        self.width = width
+        self.driver.get_log('browser')
+        self.driver.get(Path(file).as_uri())
+        return self
+
+    @property
+    def errors(self): return [line['message'] for line in self.driver.get_log('browser') if line['level'] in ('SEVERE', 'WARNING')]
+
+    @property
+    def pictures(self): return self.js("return [...document.querySelectorAll('article img')].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
+
+    @property
+    def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
+
+    @property
+    def small_text(self):
+        return self.js('''
+            const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT), small = [];
+            while (walker.nextNode()) {
+                const text = walker.currentNode.textContent.trim(), parent = walker.currentNode.parentElement;
+                if (text && !parent.closest('.headerlink, math, style, script') && parseFloat(getComputedStyle(parent).fontSize) < 14) small.push(text);
+            }
+            return small''')
+
+    def headings(self, level):
+        return self.js(f"return [...document.querySelectorAll('article h{level}')].map(h => {{ h = h.cloneNode(true); h.querySelectorAll('.headerlink').forEach(a => a.remove()); return h.textContent }})")
+
+    @property
+    def tables(self):
+        "Each data table as `{column: [text, ...]}`, the epochs downwards."
+        rows = self.js("return [...document.querySelectorAll('article table.dataframe')].map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))")
+        tables = []
+        for table in rows:
+            table = [row for row in table if row[0] != 'epoch' or row[-1]]   # pandas' second header row holds the name of the index alone
+            columns = list(zip(*table))[1:] if table[0][-1].startswith(('lr', 'mom')) else table[1:]
+            tables.append({column[0]: column[1:] for column in columns})
+        return tables
+
+def headings_of(notebook, level):
+    "The headings that the Markdown cells of `notebook` hold, as they read."
+    cells = json.loads(notebook.read_text())['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    text = re.sub(r'^```.*?^```$|^:::.*?^:::$', '', text, flags=re.M | re.S)
+    found = re.findall(rf'^{"#" * level} (.*)$', text, re.M)
+    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', h).replace('`', '').replace('*', '').replace("'", '’').strip() for h in found]
+
+@pytest.mark.parametrize('width, mode', [(1280, 'light'), (400, 'dark')])
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_page_in_a_browser(site, browser, name, width, mode):
+    browser.open(site / name, width, mode)
+    assert browser.headings(1) == headings_of(NOTEBOOKS[name], 1)
+    assert [h.replace("'", '’') for h in browser.headings(2)] == headings_of(NOTEBOOKS[name], 2)
+    assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in browser.pictures)
+    assert browser.overflow <= 0 and browser.small_text == [] and browser.errors == []
+
+def shows(table, plan):
+    "Whether a table on a page holds the numbers of `plan`, to the digits that it shows."
+    return list(table) == list(plan.table) and all(len(table[name]) == len(values) and all(
+        float(text) == round(value, len(text.partition('.')[2])) for text, value in zip(table[name], values)) for name, values in plan.table.items())
+
+@pytest.mark.parametrize('name', ['index.html', TUTORIAL])
+def test_table_shows_the_plan(site, browser, name):
+    if name not in NOTEBOOKS: pytest.skip(f'{name} is not written yet')
+    browser.open(site / name)
+    plan = OneCycleSchedule(0.1, 25.).plan(n_epoch=10, n_batch=len(digits_dls().train))
+    assert any(shows(table, plan) for table in browser.tables)
+    assert not any(shows(table, OneCycleSchedule(0.1, 25.).plan(10, plan.n_batch + 1)) for table in browser.tables)
+    assert len(browser.pictures) >= 1
+
+def test_the_browser_sees_what_is_wrong(browser, tmp_path):
+    page = tmp_path / 'page.html'
+    page.write_text('<!doctype html><article><h1>A<a class="headerlink">#</a></h1><p style="font-size: 12px">small</p><img src="gone.png"/>'
+                    '<div style="width: 900px">wide</div></article><script>console.error("broken")</script>')
+    browser.open(page, 400)
+    assert browser.headings(1) == ['A'] and browser.small_text == ['small'] and browser.overflow > 400 and browser.pictures[0][1] == 0
+    assert any('broken' in message for message in browser.errors)
