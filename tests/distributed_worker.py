@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from fastai.basics import Adam, Callback, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib, set_seed
 from fastai.callback.training import GradientAccumulation
 
 from helpers import Plain, Spy, dataset, learner
@@ -73,6 +73,7 @@ class Kill(Callback):
 
 def long_cycle(folder, checkpoint=None, cbs=None):
     "A cycle with shuffling and dropout, and all that must be equal in the end."
+    set_seed(rank_distrib())
     train = DataLoader(dataset(40), bs=4, shuffle=True, drop_last=True, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 1))
     learn = Plain(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
