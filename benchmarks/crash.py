@@ -15,7 +15,6 @@ import warnings
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from warnings import catch_warnings
 
 import torch
 from fastai.callback.core import Callback

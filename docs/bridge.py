@@ -26,9 +26,10 @@ def options(source):
     n = next((i for i, line in enumerate(lines) if not line.startswith('#|')), len(lines))
     return yaml.safe_load('\n'.join(line[2:].strip() for line in lines[:n])) or {}, '\n'.join(lines[n:]).strip('\n')
 
-def css_width(png):
-    "The width of a picture on the page: nbdev has matplotlib draw two pixels for one."
-    return f"{int.from_bytes(b64decode(png)[16:20], 'big') // 2}px"
+def shown_size(png):
+    "How a picture stands on the page: nbdev has matplotlib draw two pixels for one; a wide one scrolls on a phone."
+    width = int.from_bytes(b64decode(png)[16:20], 'big') // 2
+    return {'width': f'{width}px'} | ({'classes': 'wide'} if width > 700 else {})
 
 def code_cell(cell, rewrite):
     "Options become MyST-NB's tags and settings; a stored widget, which needs a kernel, gives way to its plain form."
@@ -40,7 +41,7 @@ def code_cell(cell, rewrite):
         if name in opts: metadata.setdefault('mystnb', {}).setdefault(kind, {})[key] = opts[name]
     outputs = [nbformat.from_dict(o) for o in cell.outputs]
     pictures = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
-    if pictures: metadata.setdefault('mystnb', {}).setdefault('image', {})['width'] = css_width(pictures[0])
+    if pictures: metadata.setdefault('mystnb', {}).setdefault('image', {}).update(shown_size(pictures[0]))
     for o in outputs:
         data = o.get('data', {})
         data.pop('application/vnd.jupyter.widget-view+json', None)

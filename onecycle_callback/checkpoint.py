@@ -70,12 +70,13 @@ def _processes():
     return torch.distributed.get_world_size(), torch.distributed.get_rank()
 
 def _gather(value):
-    "`value` of each process as a list on the first one, `None` on the others."
+    "`value`, tensors and plain values, of each process as a list on the first one, `None` on the others."
     n, rank = _processes()
     if n == 1: return [value]
-    values = [None] * n if rank == 0 else None
-    torch.distributed.gather_object(value, values)
-    return values
+    content, contents = BytesIO(), [None] * n if rank == 0 else None
+    torch.save(value, content)
+    torch.distributed.gather_object(content.getvalue(), contents)
+    return contents and [torch.load(BytesIO(c), weights_only=True) for c in contents]
 
 def _from_first(f):
     "What `f()` gives or raises in the first process, in all of them."

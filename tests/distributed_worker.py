@@ -1,15 +1,18 @@
 """What each process of tests/test_distributed.py runs: `torchrun --nproc_per_node=2 tests/distributed_worker.py JOB FOLDER`.
 
 A job is a function of this file. What it returns in each process is saved as FOLDER/JOB-RANK.pt."""
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
-from fastai.basics import Adam, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib, set_seed
 from fastai.callback.training import GradientAccumulation
 
 from helpers import Plain, Spy, dataset, learner
+from onecycle_callback import CycleCheckpoint
 import onecycle_callback.distributed  # noqa: F401
 
 CPU = dict(sync_bn=False, cpu=True)
@@ -60,6 +63,27 @@ def after(folder):
     together = learn.recorder.hps
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .1)
     return together, learn.recorder.hps, [type(dl).__name__ for dl in learn.dls], type(learn.model).__name__
+
+class Kill(Callback):
+    "SIGKILL to this process after batch `at`."
+    order = 20_000
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.train_iter == self.at: os.kill(os.getpid(), signal.SIGKILL)
+
+def long_cycle(folder, checkpoint=None, cbs=None):
+    "A cycle with shuffling and dropout, and all that must be equal in the end."
+    set_seed(rank_distrib())
+    train = DataLoader(dataset(40), bs=4, shuffle=True, drop_last=True, device='cpu')
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 1))
+    learn = Plain(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
+    with learn.distrib_ctx(**CPU): learn.fit_one_cycle(4, 1e-2, checkpoint=checkpoint, cbs=cbs)
+    return dict(weights=state(learn), losses=[float(x) for x in learn.recorder.losses], hps=learn.recorder.hps, values=[list(v) for v in learn.recorder.values], draw=torch.rand(3).tolist())
+
+def undisturbed(folder): return long_cycle(folder)
+def one_killed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3), Kill(13) if rank_distrib() else None)
+def all_killed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3), Kill(13))
+def resumed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3))
 
 if __name__ == '__main__':
     torch.manual_seed(rank_distrib())

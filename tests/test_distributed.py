@@ -52,6 +52,22 @@ def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
 
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory): return run_jobs(tmp_path_factory.mktemp('undisturbed'), 'undisturbed')[0]
+
+@pytest.mark.parametrize('killed', ['one_killed', 'all_killed'])
+def test_a_killed_cycle_goes_on(undisturbed, tmp_path, killed):
+    "After a kill of one process, or of both, in the middle of an epoch: the same bits, in each process its own losses and random numbers."
+    process = start(TESTS / 'distributed_worker.py', killed, tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode and 'Signal 9' in err and not list(tmp_path.glob('*.pt'))
+    assert run_jobs(tmp_path, 'resumed')[0] == undisturbed
+    assert undisturbed[0]['draw'] != undisturbed[1]['draw'] and len(undisturbed[0]['losses']) == 20
+    again = start(TESTS / 'distributed_worker.py', 'resumed', tmp_path)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and out.count('is complete') == 1
+    assert [torch.load(tmp_path / f'resumed-{rank}.pt') for rank in range(2)] == undisturbed
+
 def test_main_job(tmp_path):
     process = start('-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
     out, err = process.communicate(timeout=300)

@@ -33,10 +33,11 @@ def test_picture_gets_caption_name_and_alternative_text():
     cell = code_cell(new_code_cell("#| label: fig-lr\n#| fig-cap: The rate\n#| fig-alt: 'A line'\nplot()"), same)
     assert cell.metadata.mystnb == {'image': {'alt': 'A line'}, 'figure': {'caption': 'The rate', 'name': 'fig-lr'}}
 
-def test_picture_is_shown_at_half_its_pixels():
-    png = b64encode(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + (1234).to_bytes(4, 'big') + bytes(40)).decode()
+@pytest.mark.parametrize('pixels, size', [(1234, {'width': '617px'}), (2400, {'width': '1200px', 'classes': 'wide'})])
+def test_picture_is_shown_at_half_its_pixels(pixels, size):
+    png = b64encode(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + pixels.to_bytes(4, 'big') + bytes(40)).decode()
     cell = code_cell(new_code_cell('plot()', outputs=[new_output('display_data', {'image/png': png})]), same)
-    assert cell.metadata.mystnb == {'image': {'width': '617px'}}
+    assert cell.metadata.mystnb == {'image': size}
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match='the options of a cell must be out of .*fig-alt.*, got fig-widht'):
