@@ -14,7 +14,7 @@ from fastai.optimizer import Lookahead
 import onecycle_callback  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'pyproject.toml', 'setup.cfg', 'README.md')
+KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'benchmarks', 'pyproject.toml', 'setup.cfg', 'README.md')
 
 def copy_tree(to):
     "A copy of the project in the folder `to`, to be changed freely."

@@ -58,7 +58,7 @@ def test_clean(copy):
 def test_executes_with_current_outputs(copy):
     assert differences(copy, TEST, CLEAN) == []
     edit(copy / 'nbs/00_arguments.ipynb', 'test_eq(share(1), 1.)', 'test_eq(share(1), 2.)')
-    for other in (copy / 'nbs').glob('*.ipynb'):
+    for other in (copy / 'nbs').rglob('*.ipynb'):
         if other.name[:2] != '00': other.unlink()
     assert '00_arguments.ipynb' in str(differences(copy, TEST))
 
