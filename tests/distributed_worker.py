@@ -17,15 +17,24 @@ import onecycle_callback.distributed  # noqa: F401
 
 CPU = dict(sync_bn=False, cpu=True)
 
+class Seen(Spy):
+    "The items of each training batch too."
+    def before_fit(self):
+        super().before_fit()
+        self.items = []
+    def before_batch(self):
+        super().before_batch()
+        if self.training: self.items.append((self.epoch, self.x[:, 0].tolist()))
+
 def state(learn): return [t.tolist() for t in learn.model.state_dict().values()]
 
 def seen(learn, spy, plan):
-    return dict(plan_lrs=plan.lrs.tolist(), plan_moms=plan.moms.tolist(), n_batch=plan.n_batch, lrs=spy.seen_lrs, moms=spy.seen_moms, hps=learn.recorder.hps, weights=state(learn),
+    return dict(plan_lrs=plan.lrs.tolist(), plan_moms=plan.moms.tolist(), n_batch=plan.n_batch, lrs=spy.seen_lrs, moms=spy.seen_moms, items=spy.items, hps=learn.recorder.hps, weights=state(learn),
                 values=[list(v) for v in learn.recorder.values], mom_after=[h['mom'] for h in learn.opt.hypers])
 
 def trained(learn, *args):
     "A cycle in `distrib_ctx`, each process with other weights before, and what its preview there said."
-    spy = Spy()
+    spy = Seen()
     with torch.no_grad():
         for p in learn.model.parameters(): p += rank_distrib()
     with learn.distrib_ctx(**CPU):

@@ -12,6 +12,7 @@ from fastai.callback.data import PartialDL, WeightedDL
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
+from helpers import dataset
 from onecycle_callback.callback import batches_per_epoch
 
 TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
@@ -44,6 +45,14 @@ def test_every_process_trains_with_the_plan(jobs, name):
     assert [moms[-1] for moms in first['moms']] == first['plan_moms'] == first['hps']['mom']
     assert first['mom_after'] == [.9] * len(first['mom_after'])
     assert first['values'][-1][1:] == second['values'][-1][1:]
+
+def test_every_item_is_dealt_out_once_an_epoch(jobs):
+    runs, orders = [run['SGD'] for run in jobs['cycles']], []
+    for epoch in range(3):
+        shares = [[item for e, items in run['items'] if e == epoch for item in items] for run in runs]
+        assert sorted(shares[0] + shares[1]) == sorted(x[0].item() for x, _ in dataset(40))
+        orders.append(shares)
+    assert orders[0] != orders[1]
 
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
     for message, untouched in jobs['refused']: assert 'dls.train must have at least one batch, got 0' in message and untouched

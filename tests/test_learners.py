@@ -62,13 +62,6 @@ def test_fine_tune_and_export(make, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(*([o] if isinstance(o, torch.Tensor) else o[:1] for o in outputs)))
     if items is not None: assert torch.equal(*(each.get_preds(dl=each.dls.test_dl(items))[0] for each in (learn, loaded)))
 
-@unsafe
-def test_exported_after_a_curve_of_ones_own(tmp_path):
-    learn = collab(tmp_path)[0]
-    learn.fit_one_cycle(1, anneal=lambda start, end, pos: start + (end - start) * pos ** 2)
-    learn.export()
-    assert load_learner(tmp_path / 'export.pkl').recorder.hps == learn.recorder.hps and learn.recorder.plan is not None
-
 def test_loaded_where_this_package_is_not_installed(tmp_path):
     learn = collab(tmp_path)[0]
     learn.fit_one_cycle(1)
