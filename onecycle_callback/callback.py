@@ -287,11 +287,13 @@ class OneCycle(Callback):
         self.learn.recorder.hps = {k: v for hps in [*others, self._writer.hps] for k, v in hps.items()}
         self.learn.recorder.plan = self.plan
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         "What a checkpoint of the running cycle must keep: the record, and the momentum to put back at the end."
         return {} if self._writer is None else dict(hps=self._writer.hps, moms_before=self._moms_before)
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict # From `state_dict`; empty from a cycle that had not begun
+    ):
         "Go on with the record of `state`; the cycle is begun where that has not happened yet."
         if not state: return      # saved before the first epoch
         if self._writer is None: self.start()

@@ -217,7 +217,9 @@ class CycleCheckpoint(Callback):
         if free < size: raise OSError(f"checkpoint '{self.fname}' cannot be written in {folder}: {free:,} bytes are free and the weights alone take {size:,}")
 
     @property
-    def complete(self): return self.found is not None and self.found['status'] != 'running'
+    def complete(self) -> bool:
+        "Whether the file that was found is that of a cycle which has reached its end, by itself or stopped by a callback."
+        return self.found is not None and self.found['status'] != 'running'
 
     def epochs_left(self,
         epochs:range # The epochs of the call
