@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/08_explore.ipynb #3af4a5c5
 from dataclasses import replace
 from html import escape
-from math import inf, log10
+from math import floor, inf, log10
 
 import numpy as np
 from fastcore.basics import patch
@@ -33,18 +33,22 @@ def _page(plan, values):
     return f'<code>{escape(repr(moved.schedule))}</code><br>{picture}{moved.table.to_html()}'
 
 # %% ../nbs/08_explore.ipynb #b9a8fc55
+def _round_numbers(low, high):
+    "Ten numbers in each power of ten from `10**low` to below `10**high`."
+    return {float(f'{first}e{power}') for power in range(low, high) for first in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
+
 def _sliders(w, plan):
     "A slider of ipywidgets `w` for each argument, by its name, at the values of `plan`."
-    schedule, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
-    up, div = log10(peak), log10(schedule.div_factor)
-    divs = sorted({10. ** k for k in range(7)} | {schedule.final_div or 1., inf})
-    return {name: slider(description=name, layout=w.Layout(width='32em'), style=dict(description_width='6em'), **options)
-            for name, slider, options in (
-                ('max_lr', w.FloatLogSlider, dict(value=peak, min=min(-5, up - 1), max=max(1, up + 1), step=.05, readout_format='.3g')),
-                ('div_factor', w.FloatLogSlider, dict(value=schedule.div_factor, min=0, max=max(3, div + 1), step=.05, readout_format='.3g')),
-                ('pct_start', w.FloatSlider, dict(value=schedule.pct_start, min=0, max=1, step=.01)),
-                ('final_div', w.SelectionSlider, dict(value=str(schedule.final_div), options=['None', *map(str, divs)])),
-                ('n_epoch', w.IntSlider, dict(value=plan.n_epoch, min=1, max=max(50, plan.n_epoch))))}
+    s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
+    power, div_power = floor(log10(peak)), floor(log10(s.div_factor))
+    ends = {10. ** k for k in range(7)} | {s.final_div or 1., inf}
+    stops = dict(max_lr=(peak, sorted(_round_numbers(min(-5, power), max(1, power + 2)) | {peak})),
+                 div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, div_power + 2)) | {s.div_factor})),
+                 pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
+                 final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]),
+                 n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
+    return {name: w.SelectionSlider(description=name, value=value, options=options, layout=w.Layout(width='32em'), style=dict(description_width='6em'))
+            for name, (value, options) in stops.items()}
 
 def _values(sliders):
     "The arguments that `sliders` stand at."
