@@ -42,7 +42,7 @@ def anneal_exp(
     pos # Position between 0 and 1, a number or an array
 ): # The value at `pos`
     "The same factor at each step from `start` to `end`, a straight line on a log axis; fastai's `sched_exp`."
-    return start * (end / start) ** pos
+    return start * np.exp(pos * np.log(end / start))   # not a power: NumPy takes another path for a single one, and its last bit may differ
 
 # %% ../nbs/01_schedule.ipynb #d25b65a1
 def _join(x, knots, values, curves):
