@@ -83,6 +83,8 @@ def _checked(learn, cycle_len, max_lr, div_factor, pct_start, *, wd, cbs, reset_
 def _loop_over(learn, epochs):
     "What a fit of `learn` calls to run over `epochs`, and not from 0 to `n_epoch`."
     def fit_epochs():
+        bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+        if bar: bar.update(0)   # starts its clock, which nothing else does where the first epoch is not 0
         for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
     return fit_epochs
 
