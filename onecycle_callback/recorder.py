@@ -21,8 +21,8 @@ from .plot import plot_hypers
 def before_train(self:Recorder):
     "Reset loss and metrics state; at the first epoch of a fit, drop what schedulers recorded in an earlier one."
     self._orig_before_train()
-    if self.learn.train_iter == 0: self.hps, self.plan, self.starts = {}, None, {}
-    self.starts[self.learn.epoch] = len(self.hps.get('lr', self.lrs))
+    if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
+    self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', vars(self).get('lrs', ()))))
 
 # %% ../nbs/05_recorder.ipynb #84dec64a
 @patch
