@@ -125,7 +125,10 @@ def main():
         if rank_distrib(): sleep(5)
         parser.exit(2, f'onecycle-demo: {message}\n')
     parser.error = error
-    flags = [arg.replace('_', '-', arg.partition('=')[0].count('_')) if arg.startswith('--') else arg for arg in sys.argv[1:]]
-    args = {k: v for k, v in vars(parser.parse_args(flags)).items() if k not in ('pdb', 'xtra')}
+    sep = '-' if '--cycle-len' in parser.format_help() else '_'   # fastcore 1 spells its flags with _, fastcore 2 with -
+    def spell(arg):
+        name, equals, value = arg.partition('=')
+        return '--' + name[2:].replace('-', sep).replace('_', sep) + equals + value if arg.startswith('--') else arg
+    args = {k: v for k, v in vars(parser.parse_args(list(map(spell, sys.argv[1:])))).items() if k not in ('pdb', 'xtra')}
     try: demo(**args)
     except (ValueError, TypeError) as e: error(e)
