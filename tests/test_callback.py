@@ -108,7 +108,9 @@ def test_loader_of_another_length_than_it_says(real):
 def test_the_optimizer_holds_the_first_value_before_the_first_batch(opt):
     class Early(Spy):
         order, first = 100, None
-        def before_train(self): self.first = self.first or (groups_of(self.opt)[0]['lr'], momentum(groups_of(self.opt)[0]))
+        def before_train(self):
+            group = groups_of(self.opt)[0]
+            self.first = self.first or (group['lr'], momentum(group))
     spy = Early()
     learner(opt_func=OPTS[opt]).fit_one_cycle(1, .1, cbs=spy)
     assert spy.first == (.1/25, .95)

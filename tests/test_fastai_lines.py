@@ -24,7 +24,7 @@ def run(learn, line):
     return fits
 
 def is_cycle(lrs, moms, n_epoch, highs, mom=MOMS, div=25, end_div=25, pct=.3):
-    "That the lists hold a cycle with these peaks, up from `peak/div` over `pct` of the batches, down to `peak/end_div`."
+    "That this is a cycle with these peaks, up from `peak/div` over `pct` of the batches, down to `peak/end_div`."
     n, n_groups = len(lrs), len(highs)
     p = min(int(pct * n + .5), n - 1)
     assert n % n_epoch == 0 and lrs[p] == pytest.approx(highs) and max(map(max, lrs)) == max(highs)

@@ -67,7 +67,7 @@ def test_a_whole_cycle_after_a_part():
     assert spy.places == [(e, i) for e in range(4) for i in range(12)]
 
 def bar_and_table(out):
-    "The epochs `(number, total)` that a terminal's bar showed one after the other, and those in its table's first column."
+    "The epochs `(number, total)` that a terminal's bar showed one after the other, and those of its table."
     shown = [tuple(map(int, each)) for each in re.findall(r'Epoch (\d+)/(\d+) :', out)]
     lines = [re.split(r'[\r█]', line)[-1].split() for line in out.split('\n')]
     assert sum(line[:1] == ['epoch'] for line in lines) >= 1
@@ -79,8 +79,9 @@ def bar_and_table(out):
     (lambda l: l.fit_one_cycle(4, .1, start_epoch=2), [(3, 4), (4, 4)], [2, 3]),
     (lambda l: l.fit_one_cycle(4, .1, stop_epoch=2), [(1, 4), (2, 4)], [0, 1]),
     (lambda l: l.fit_one_cycle(4, .1, start_epoch=1, stop_epoch=3), [(2, 4), (3, 4)], [1, 2]),
+    (lambda l: l.fit_one_cycle(12, .1, start_epoch=8), [(9, 12), (10, 12), (11, 12), (12, 12)], [8, 9, 10, 11]),
     (lambda l: l.fine_tune(2), [(1, 1), (1, 2), (2, 2)], [0, 0, 1])],
-    ids=['whole', 'start_epoch', 'stop_epoch', 'both', 'fine_tune'])
+    ids=['whole', 'start_epoch', 'stop_epoch', 'both', 'late', 'fine_tune'])
 def test_the_bar_and_the_table_show_epoch_and_total(call, bar, table, capsys):
     learn = learner(n_groups=2)
     call(learn)

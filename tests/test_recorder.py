@@ -30,7 +30,7 @@ def test_alongside_another_scheduler_when_the_fit_fails():
     assert {k: len(v) for k, v in learn.recorder.hps.items()} == dict(wd=13, lr=13, mom=13)
 
 @pytest.mark.parametrize('draw', ['plot_lr', 'plot_sched'])
-@pytest.mark.parametrize('fits', [[], ['fit'], ['fit_one_cycle', 'fit']], ids=['no fit', 'a fit', 'a fit after a cycle'])
+@pytest.mark.parametrize('fits', [[], ['fit'], ['fit_one_cycle', 'fit']], ids=str)
 def test_nothing_to_draw(fits, draw):
     learn = learner()
     for fit in fits: getattr(learn, fit)(1)
@@ -41,7 +41,8 @@ def test_keys_that_were_not_recorded():
     learn.fit_one_cycle(1)
     with pytest.raises(ValueError, match='keys must be .*lr, mom.* got wd'): learn.recorder.plot_sched('wd')
 
-EVENTS = [['before_train'], ['before_fit', 'before_epoch', 'before_train']]      # as in the notebook of fastai's Learner
+# The second is what the notebook of fastai's Learner does.
+EVENTS = [['before_train'], ['before_fit', 'before_epoch', 'before_train']]
 no_fit = pytest.mark.parametrize('events', EVENTS, ids=' '.join)
 
 def call(learn, events):
