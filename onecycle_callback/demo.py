@@ -125,7 +125,7 @@ def main():
         if rank_distrib(): sleep(5)
         parser.exit(2, f'onecycle-demo: {message}\n')
     parser.error = error
-    sep = '-' if '--cycle-len' in parser.format_help() else '_'   # fastcore 1 spells its flags with _, fastcore 2 with -
+    sep = '-' if '--cycle-len' in parser.format_usage() else '_'   # fastcore 1 spells its flags with _, fastcore 2 with -
     def spell(arg):
         name, equals, value = arg.partition('=')
         return '--' + name[2:].replace('-', sep).replace('_', sep) + equals + value if arg.startswith('--') else arg
