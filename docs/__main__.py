@@ -1,4 +1,4 @@
-"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` does the latter alone."""
+"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` only does the latter."""
 import argparse
 import os
 import shutil
@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 def processed(only=''):
-    "The notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
+    "Return the notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
     import nbformat
     from nbdev.serve import proc_nbs
-    os.environ['PYTHONWARNINGS'] = 'error:Found cells containing imports'   # nbdev's workers run such cells, the other lines in them too
+    os.environ['PYTHONWARNINGS'] = 'error:Found cells containing imports'   # nbdev's workers run such cells, including their other lines
     folder = proc_nbs(force=True, file_glob=only)
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
@@ -24,7 +24,7 @@ def write_readme(notebooks, cfg):
         (ROOT / path).write_bytes(data)
 
 def write_pages(notebooks, cfg, folder):
-    "The pages and the other files of nbs, for Sphinx."
+    "Write the pages for Sphinx."
     import nbformat
     import yaml
     from nbdev.config import nbpath2html
@@ -41,7 +41,7 @@ def write_pages(notebooks, cfg, folder):
 
 def main():
     parser = argparse.ArgumentParser(prog='python -m docs', description=__doc__)
-    parser.add_argument('what', nargs='?', choices=['readme'], help='README.md alone')
+    parser.add_argument('what', nargs='?', choices=['readme'], help='write README.md only')
     what = parser.parse_args().what
     os.chdir(ROOT)
     from nbdev.config import get_config
