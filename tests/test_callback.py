@@ -115,8 +115,8 @@ def test_the_optimizer_holds_the_first_value_before_the_first_batch(opt):
     learner(opt_func=OPTS[opt]).fit_one_cycle(1, .1, cbs=spy)
     assert spy.first == (.1/25, .95)
 
-def test_on_the_learner_for_good():
-    learn, plan = learner(cbs=OneCycle(.1)), OneCycleSchedule(.1).plan(1, 12)
+def test_on_the_learner_for_good(tmp_path):
+    learn, plan = learner(cbs=OneCycle(.1), path=tmp_path), OneCycleSchedule(.1).plan(1, 12)
     for _ in range(2):
         learn.fit(1)
         hps = learn.recorder.hps
