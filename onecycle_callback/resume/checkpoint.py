@@ -29,17 +29,19 @@ def _check_name(name):
 
 @dataclass(frozen=True)
 class CycleCheckpoint:
-    """Keep a cycle in a file, so that the same call resumes it: `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))`.
+    """Keep a cycle in a file, so that the same call of `fit_one_cycle` resumes it after a crash.
 
-    The file `{name}.cycle` is in `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` that
-    lists what differs if the file belongs to a different run, or says why it cannot be read, and an `OSError` if it cannot be written."""
+    `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))` keeps it in the file `run1.cycle` in
+    `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` that lists what
+    differs if the file belongs to a different run, or says why it cannot be read, and an `OSError` if it cannot be
+    written."""
     name:str # Of the file, without folder and suffix
-    every:int|None = None # Save every so many batches too, counted over the whole fit; default only at the end of each epoch
+    every:int|None = None # Save every so many batches of the fit too; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
 
     def __post_init__(self):
         _check_name(self.name)
-        if self.every is not None: check_whole('every', self.every, 1)
+        if self.every is not None: check_whole('every', self.every)
         check_flag('restart', self.restart)
 
 # %% ../../nbs/06_checkpoint.ipynb #45f3f3e6
@@ -47,7 +49,8 @@ class CycleCheckpoint:
 def __setattr__(self:CycleCheckpoint, name, value):
     "Refuse any change, and so to be a callback, which a `Learner` gives itself as `learn`."
     if name != 'learn': return self._orig___setattr__(name, value)
-    raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), not as one of its cbs or those of a Learner')
+    raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), not as one of the '
+                     'cbs of a fit or a Learner')
 
 # %% ../../nbs/06_checkpoint.ipynb #059e5e61
 def as_checkpoint(
@@ -61,16 +64,17 @@ def as_checkpoint(
 # %% ../../nbs/06_checkpoint.ipynb #3f1cd680
 @patch
 def _saved(self:CycleCheckpoint, file, fingerprint):
-    "Return what `file` holds of the run with this `fingerprint`, `None` to start a new cycle; raise `ValueError` if it is another's."
+    "Return what `file` holds of the run with this `fingerprint`, `None` to start; raise if it is a different run's."
     content = from_rank_0(lambda: read_file(file))
     saved = None if content is None else read_state(content, file)
     if saved is None or self.restart: return None
     differences = fingerprint_differences(saved['work'], fingerprint)
     if differences:
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run: {"; ".join(differences)}. Use the original arguments, '
-                         f'another name, or CycleCheckpoint({self.name!r}, restart=True) to start over in its place')
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run: {"; ".join(differences)}. Use the '
+                         f'original arguments, another name, or CycleCheckpoint({self.name!r}, restart=True) to start over')
     return saved
 
+# %% ../../nbs/06_checkpoint.ipynb #dfb35507
 @patch
 def open(self:CycleCheckpoint,
     learn, # The `Learner`
@@ -79,7 +83,7 @@ def open(self:CycleCheckpoint,
     epochs:range, # The epochs of the cycle to run
     wd # Weight decay
 ) -> CycleRun: # To be one of the callbacks of the fit
-    "Return the run that resumes this checkpoint, or starts it, without touching anything; raises `ValueError` or `OSError` if it can't."
+    "Return the run that resumes or starts this cycle, and touch nothing; raises `ValueError` or `OSError` if it can't."
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
     fingerprint = run_fingerprint(learn, plan, opt, epochs, wd)
     run = CycleRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))

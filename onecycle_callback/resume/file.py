@@ -24,6 +24,7 @@ def _flush_folder(folder):
     try: os.fsync(descriptor)
     finally: os.close(descriptor)
 
+# %% ../../nbs/rooms/resume_file.ipynb #eddb0b50
 def write_file(
     path:Path, # The file to replace; its folder is made if there is none
     state # Tensors and plain values
@@ -58,6 +59,7 @@ def _why_unreadable(content, error):
         return 'it holds more than tensors and plain values, and none of its code was run'
     return 'it is damaged or was made by something else'
 
+# %% ../../nbs/rooms/resume_file.ipynb #9f33b2d6
 def read_state(
     content:bytes, # Of a file that `write_file` wrote
     path:Path # Where the file is, for messages
@@ -65,7 +67,8 @@ def read_state(
     "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
     advice = 'It was left unchanged. Move it away, or choose another name'
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'checkpoint: {path} cannot be read, {_why_unreadable(content, e)}. {advice}') from e
+    except Exception as e:
+        raise ValueError(f'checkpoint: {path} cannot be read, {_why_unreadable(content, e)}. {advice}') from e
     if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
         raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state
@@ -81,5 +84,6 @@ def check_writable(
         nearest = next(folder for folder in path.parents if os.path.lexists(folder))
         with TemporaryFile(dir=nearest) as f: f.write(b'x')
         free = shutil.disk_usage(nearest).free
-    except OSError as e: raise OSError(f'{message}: {e.strerror}. Make it writable, or set learn.path or learn.model_dir') from e
+    except OSError as e:
+        raise OSError(f'{message}: {e.strerror}. Make it writable, or set learn.path or learn.model_dir') from e
     if free < n_bytes: raise OSError(f'{message}: {free:,} bytes are free and the weights alone take {n_bytes:,}')

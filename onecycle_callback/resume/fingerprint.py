@@ -15,13 +15,14 @@ import torch
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 
-from ..callback import opt_name
+from ..optimizer import opt_name
 from .processes import world_size
 
 # %% ../../nbs/rooms/resume_fingerprint.ipynb #13cfc704
 def _as_text(value):
     "Return an argument as text that tells it from other values."
-    if callable(value): return f'{getattr(value, "__module__", "")}.{getattr(value, "__qualname__", type(value).__name__)}'
+    if callable(value):
+        return f'{getattr(value, "__module__", "")}.{getattr(value, "__qualname__", type(value).__name__)}'
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)): return _as_text(value.tolist())
     if isinstance(value, (list, tuple, L)): return f'[{", ".join(map(_as_text, value))}]'
     return repr(value)
@@ -33,6 +34,7 @@ def _lrs_as_text(plan):
     lrs = plan.at(batches)[0][:, -1]
     return {f'at batch {i}': _as_text(lr) for i, lr in zip(batches.tolist(), lrs)}
 
+# %% ../../nbs/rooms/resume_fingerprint.ipynb #72c1381e
 def _model_as_text(model):
     "Return the type and shape of each entry of the state dict of `model`."
     def text(v): return f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else type(v).__name__

@@ -19,6 +19,7 @@ def world_size() -> int: # 1 where a process trains alone
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if together else 1
 
+# %% ../../nbs/rooms/resume_processes.ipynb #a06c0d3c
 def rank() -> int: # 0 where a process trains alone
     "Return the rank of this process."
     return torch.distributed.get_rank() if world_size() > 1 else 0
@@ -30,6 +31,7 @@ def _to_bytes(value):
     torch.save(value, buffer)
     return buffer.getvalue()
 
+# %% ../../nbs/rooms/resume_processes.ipynb #5401fd68
 def gather(
     value # Tensors and plain values
 ) -> list|None: # One value per rank

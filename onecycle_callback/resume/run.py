@@ -17,7 +17,8 @@ from fastcore.basics import patch
 
 from .file import FILE_FORMAT, write_file
 from .processes import gather, rank
-from .state import model_state, object_states, plain, random_states, set_model_state, set_random_states, unplain
+from .state import (model_state, object_states, plain, random_states, set_model_state,
+                                            set_random_states, unplain)
 
 # %% ../../nbs/rooms/resume_run.ipynb #efdf4ac9
 class CycleRun(Callback):
@@ -47,8 +48,9 @@ def _object_states(self:CycleRun):
         states[name], lost = obj.save()
         new = sorted(set(lost) - self._warned)
         self._warned.update(new)
-        if new: warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain values: '
-                     f'{"it starts" if len(new) == 1 else "they start"} over after a crash')
+        if new:
+            warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
+                 f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
     return states
 
 # %% ../../nbs/rooms/resume_run.ipynb #c2fbb4d0
@@ -59,20 +61,23 @@ def _save(self:CycleRun, epoch, n_done, status='running', must_succeed=False):
     processes = gather(dict(random=random_states(learn), random_epoch=self._epoch_start if n_done else None,
                             carried=self._object_states()))
     if processes is None: return     # rank 0 writes
-    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, train_iter=learn.train_iter,
-                 pct_train=learn.pct_train, rows=plain(self._rows), processes=processes, **model_state(learn))
+    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
+                 **model_state(learn))
     try: write_file(self.file, state)
     except (OSError, RuntimeError) as e:
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
              'Training continues; the last file that was saved is kept')
 
-# %% ../../nbs/rooms/resume_run.ipynb #5bffd75f
+# %% ../../nbs/rooms/resume_run.ipynb #fa5f2a0b
 @patch
 def after_batch(self:CycleRun):
     "Save every so many batches, counted over the whole fit."
-    if self.every is not None and self.learn.train_iter % self.every == 0: self._save(self.learn.epoch, self.learn.iter + 1)
+    learn = self.learn
+    if self.every is not None and learn.train_iter % self.every == 0: self._save(learn.epoch, learn.iter + 1)
 
+# %% ../../nbs/rooms/resume_run.ipynb #5bffd75f
 @patch
 def after_epoch(self:CycleRun):
     "Save at the end of an epoch."
@@ -85,6 +90,7 @@ def after_cancel_fit(self:CycleRun):
     "Note that a callback ended the cycle."
     self._status = f'complete, ended early in epoch {self.learn.epoch}'
 
+# %% ../../nbs/rooms/resume_run.ipynb #247d6ce6
 @patch
 def after_fit(self:CycleRun):
     "Mark the cycle as complete."
@@ -96,6 +102,7 @@ def _saved_here(self:CycleRun):
     "What was saved by the process of this rank."
     return self.saved['processes'][rank()]
 
+# %% ../../nbs/rooms/resume_run.ipynb #cb59f157
 @patch
 def _restore_place(self:CycleRun):
     "Restore how far the training was, and what it draws at random next."
@@ -103,6 +110,7 @@ def _restore_place(self:CycleRun):
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
     set_random_states(learn, self._saved_here['random'])
 
+# %% ../../nbs/rooms/resume_run.ipynb #7fbc6d65
 @patch
 def _restore(self:CycleRun):
     "Restore the training; warn of state that no object here uses."
@@ -119,6 +127,7 @@ def _say(self:CycleRun, text):
     "Print `text` about this checkpoint, once for all processes."
     if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
 
+# %% ../../nbs/rooms/resume_run.ipynb #2613c61e
 @patch
 def _show_saved_rows(self:CycleRun):
     "Say where the cycle resumes, and show the rows of its table again."
@@ -126,6 +135,7 @@ def _show_saved_rows(self:CycleRun):
     self._rows = unplain(self.saved['rows'])
     for row in self._rows: self.learn.logger(row)
 
+# %% ../../nbs/rooms/resume_run.ipynb #02abeab8
 @patch
 def before_fit(self:CycleRun):
     "Write the first file, or resume between two epochs."
@@ -136,6 +146,7 @@ def before_fit(self:CycleRun):
         self._restore()
         self.saved = None
 
+# %% ../../nbs/rooms/resume_run.ipynb #05272658
 @patch
 def before_train(self:CycleRun):
     "Resume inside an epoch, or note the random states with which this one begins."

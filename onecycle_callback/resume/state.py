@@ -45,19 +45,21 @@ def _plain_tensor(t):
 _KIND = '__kind__'     # the key under which a dictionary says what it stands for
 
 def _plain_list(values):
-    "Return a list as one tensor if it holds only floats, or only tensors without dimensions of one type; else item by item."
+    "Return a list as one tensor if it holds only floats, or only tensors of one number each; else item by item."
     if values and all(type(v) is float for v in values):
         return {_KIND: 'floats', 'of': torch.tensor(values, dtype=torch.float64)}
     first = values[0] if values else None
-    def is_scalar(v): return isinstance(v, torch.Tensor) and v.ndim == 0 and (v.dtype, v.device) == (first.dtype, first.device)
+    def is_scalar(v):
+        return isinstance(v, torch.Tensor) and v.ndim == 0 and (v.dtype, v.device) == (first.dtype, first.device)
     if isinstance(first, torch.Tensor) and all(map(is_scalar, values)):
         return {_KIND: 'scalars', 'of': _plain_tensor(torch.stack([v.detach() for v in values]))}
     return [plain(v) for v in values]
 
+# %% ../../nbs/rooms/resume_state.ipynb #adb10e5f
 def plain(
     value # Numbers, text, tensors, arrays, and lists, tuples, dictionaries, … of them
 ): # The same as tensors and plain values only
-    "Return `value` in a form that `torch.load(weights_only=True)` accepts; raises `TypeError` if it holds anything else."
+    "Return `value` in a form that `torch.load(weights_only=True)` accepts; raises `TypeError` if it has none."
     kind = type(value)
     if value is None or kind in (bool, int, float, complex, str, bytes): return value
     if isinstance(value, torch.Tensor): return _plain_tensor(value)
@@ -117,9 +119,11 @@ def random_states(
 ) -> dict: # Plain values
     "Return the states of all random generators that a training of `learn` draws from, in this process."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return plain(dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(), cuda=cuda,
-                      loaders=[_generator_state(generator) for generator in _loader_generators(learn)]))
+    return plain(dict(
+        python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(), cuda=cuda,
+        loaders=[_generator_state(generator) for generator in _loader_generators(learn)]))
 
+# %% ../../nbs/rooms/resume_state.ipynb #2a26692c
 def set_random_states(
     learn, # Its data loaders are set too
     states:dict # What `random_states` returned
@@ -138,14 +142,14 @@ def warn_of_persistent_workers(
 ):
     "Warn if a data loader of `learn` has workers whose random states cannot be saved."
     for loader in learn.dls.loaders:
-        settings = getattr(loader, '__dict__', {}).get('fake_l', loader)      # fastai's `DataLoader` keeps them in an object of torch's kind
+        settings = getattr(loader, '__dict__', {}).get('fake_l', loader)      # where fastai's `DataLoader` keeps them
         if getattr(settings, 'persistent_workers', False):
-            warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with persistent_workers=True: '
-                 'their random draws differ after a crash')
+            warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
+                 'persistent_workers=True: their random draws differ after a crash')
 
 # %% ../../nbs/rooms/resume_state.ipynb #9b7617e0
-_NOT_STATE = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, partial, np.ufunc, io.IOBase, torch.autocast,
-              Callback, Learner, DataLoaders, Optimizer, OptimWrapper, Hook, Hooks, OneCyclePlan)
+_NOT_STATE = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, partial, np.ufunc, io.IOBase,
+              torch.autocast, Callback, Learner, DataLoaders, Optimizer, OptimWrapper, Hook, Hooks, OneCyclePlan)
 
 def _is_state(value, stored_elsewhere):
     "Say whether an attribute may be state: of a collection, whether any of its items may be."
@@ -161,6 +165,7 @@ def _module_attributes(module):
     own = {name: value for name, value in vars(module).items() if name[0] != '_' and name != 'training'}
     return own | {name: value for name, value in buffers.items() if name not in saved}
 
+# %% ../../nbs/rooms/resume_state.ipynb #bfed0df0
 def _attributes(obj, stored_elsewhere):
     "Return the attributes of `obj` that may be state, by name."
     attributes = _module_attributes(obj) if isinstance(obj, nn.Module) else vars(obj)
@@ -172,12 +177,14 @@ def _pickled(value):
     try: return pickle.dumps(value)
     except Exception: return None
 
+# %% ../../nbs/rooms/resume_state.ipynb #2f30480f
 def _has_state_dict(obj):
     "Say whether `obj` can save itself, which its class tells: a callback passes on what its `Learner` has."
     return hasattr(type(obj), 'state_dict') and hasattr(type(obj), 'load_state_dict')
 
+# %% ../../nbs/rooms/resume_state.ipynb #9ffc9494
 class ObjectState:
-    "Save and restore what the object `obj` remembers: its `state_dict`, or the attributes that have changed since this was made."
+    "Save and restore what `obj` remembers: its `state_dict`, or the attributes that have changed since this was made."
     def __init__(self,
         obj, # A callback, a metric, a layer, …
         label:str, # What to call it in a warning
@@ -192,10 +199,12 @@ class ObjectState:
         "Return the attributes that may be state, by name."
         return {name: v for name, v in _attributes(self.obj, self.stored_elsewhere).items() if name not in self.skip}
 
-    def _changed(self):
-        "Return the attributes that may have changed, by name."
-        def changed(name, value): return (now := _pickled(value)) is None or now != self.initial.get(name)
-        return {name: value for name, value in self._attributes().items() if changed(name, value)}
+# %% ../../nbs/rooms/resume_state.ipynb #8f5c260c
+@patch
+def _changed(self:ObjectState):
+    "Return the attributes that may have changed, by name."
+    def changed(name, value): return (now := _pickled(value)) is None or now != self.initial.get(name)
+    return {name: value for name, value in self._attributes().items() if changed(name, value)}
 
 # %% ../../nbs/rooms/resume_state.ipynb #01e6a691
 @patch
@@ -216,6 +225,7 @@ def _merge_tensor(old, new):
     if old.shape != new.shape or old.dtype != new.dtype or old.requires_grad: return new.to(old.device)
     return old.copy_(new)
 
+# %% ../../nbs/rooms/resume_state.ipynb #ac605188
 def _merge(old, new):
     "Return the values of `new`, in the tensors, lists and dictionaries of `old` where that is possible."
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor): return _merge_tensor(old, new)
@@ -236,8 +246,8 @@ def restore(self:ObjectState,
 ):
     "Restore what `obj` remembered; an attribute that has changed since is put back to its initial value."
     if 'whole' in state: return self.obj.load_state_dict(unplain(state['whole']))
-    for name in self._changed():
-        if name not in state['attrs'] and self.initial.get(name): setattr(self.obj, name, pickle.loads(self.initial[name]))
+    for name in self._changed().keys() - state['attrs'].keys():
+        if self.initial.get(name): setattr(self.obj, name, pickle.loads(self.initial[name]))
     current = self._attributes()
     for name, value in state['attrs'].items(): setattr(self.obj, name, _merge(current.get(name), unplain(value)))
     for name, value in state['dicts'].items(): getattr(self.obj, name).load_state_dict(unplain(value))
@@ -245,8 +255,10 @@ def restore(self:ObjectState,
 # %% ../../nbs/rooms/resume_state.ipynb #1ec93867
 def _is_stateless(cb, learn):
     "Say whether `cb` is one of fastai's callbacks that remember nothing of a training."
-    return isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor)) or cb is getattr(learn, 'distributed_trainer', None)
+    is_one = isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor))
+    return is_one or cb is getattr(learn, 'distributed_trainer', None)
 
+# %% ../../nbs/rooms/resume_state.ipynb #961a23b6
 def _numbered(objects):
     "Return the pairs of name and object as a dictionary, a second object of one name as `name 2`."
     by_name = {}
@@ -255,16 +267,19 @@ def _numbered(objects):
         by_name[f'{name} {n + 1}' if n else name] = obj
     return by_name
 
+# %% ../../nbs/rooms/resume_state.ipynb #1b14dfaf
 def object_states(
     learn, # The `Learner`
     callbacks # Those of its callbacks that count
 ) -> dict: # An `ObjectState` by name
     "Return the states of `callbacks`, of the metrics and of the layers of `learn`."
-    callbacks = sorted((cb for cb in callbacks if not _is_stateless(cb, learn)), key=lambda cb: not isinstance(cb, OneCycle))
+    callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
+    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb, OneCycle))
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
+    modules = get_model(learn.model).named_modules()
     objects = _numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
-                        [(f'model.{name}'.rstrip('.'), module) for name, module in get_model(learn.model).named_modules()])
+                        [(f'model.{name}'.rstrip('.'), module) for name, module in modules])
     stored_elsewhere = {id(obj) for obj in [*objects.values(), learn.loss_func, learn.dls.loaders, *learn.dls.loaders]}
     def skip(obj): return ['start_epoch'] if isinstance(obj, Recorder) else []      # the time at which the epoch began
     return {name: ObjectState(obj, name, stored_elsewhere, skip(obj)) for name, obj in objects.items()}
@@ -274,6 +289,7 @@ def _gradient_to_save(p):
     "Return the gradient of `p`; `False` if it is all zeros, `None` if there is none."
     return p.grad if p.grad is None or p.grad.any() else False
 
+# %% ../../nbs/rooms/resume_state.ipynb #78ef5e02
 def model_state(
     learn # The `Learner`, with an optimizer
 ) -> dict: # Plain values
@@ -281,7 +297,8 @@ def model_state(
     model, scaler = get_model(learn.model), getattr(learn, 'scaler', None)
     return plain(dict(
         weights=model.state_dict(), opt=learn.opt.state_dict(), scaler=None if scaler is None else scaler.state_dict(),
-        trained=[p.requires_grad for p in model.parameters()], grads=[_gradient_to_save(p) for p in model.parameters()]))
+        trained=[p.requires_grad for p in model.parameters()],
+        grads=[_gradient_to_save(p) for p in model.parameters()]))
 
 # %% ../../nbs/rooms/resume_state.ipynb #456de752
 def _restore_parameter(p, trained, grad):
@@ -289,14 +306,16 @@ def _restore_parameter(p, trained, grad):
     p.requires_grad_(trained)
     p.grad = None if grad is None else torch.zeros_like(p) if grad is False else unplain(grad, p.device)
 
+# %% ../../nbs/rooms/resume_state.ipynb #6322b899
 def set_model_state(
     learn, # The `Learner`, with an optimizer
     state:dict # What `model_state` returned
 ):
     "Restore the weights, the gradients and the optimizer's state."
     model, opt, scaler = get_model(learn.model), learn.opt, getattr(learn, 'scaler', None)
-    device = next(model.parameters()).device
     model.load_state_dict(unplain(state['weights']))
-    for p, trained, grad in zip(model.parameters(), state['trained'], state['grads']): _restore_parameter(p, trained, grad)
-    opt.load_state_dict(unplain(state['opt'], None if isinstance(opt, OptimWrapper) else device))   # torch's move their state themselves
+    for p, trained, grad in zip(model.parameters(), state['trained'], state['grads']):
+        _restore_parameter(p, trained, grad)
+    device = None if isinstance(opt, OptimWrapper) else next(model.parameters()).device   # torch's move their state
+    opt.load_state_dict(unplain(state['opt'], device))
     if state['scaler'] is not None and scaler is not None: scaler.load_state_dict(state['scaler'])
