@@ -8,7 +8,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/arguments.html
 __all__ = ['POSITIVE', 'FINITE', 'COUNT', 'FASTAI_NAMES', 'Bounds', 'check_number', 'check_whole', 'check_flag', 'as_list',
            'takes_fields_of', 'resolve_names', 'accept_fastai_names']
 
-# %% ../nbs/rooms/arguments.ipynb #214d9af0
+# %% ../nbs/rooms/arguments.ipynb #52ef37e7
 import operator
 from dataclasses import dataclass
 from functools import wraps
@@ -16,7 +16,7 @@ from inspect import Parameter, signature
 from math import inf
 from numbers import Integral, Real
 
-# %% ../nbs/rooms/arguments.ipynb #7c79ad00
+# %% ../nbs/rooms/arguments.ipynb #059f0f82
 _WORDS = dict(ge='at least', gt='above', le='at most', lt='below')
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Bounds:
         if self.lt == inf: noun = noun.replace('a ', 'a finite ', 1)
         return ' '.join([noun, *parts]).replace(' at ', ' of at ')
 
-# %% ../nbs/rooms/arguments.ipynb #5b835d51
+# %% ../nbs/rooms/arguments.ipynb #72112ae6
 POSITIVE = Bounds(gt=0, lt=inf)
 FINITE = Bounds(gt=-inf, lt=inf)
 COUNT = Bounds(ge=1)
 
-# %% ../nbs/rooms/arguments.ipynb #49c9a76a
+# %% ../nbs/rooms/arguments.ipynb #06a51cd1
 def check_number(
     name:str, # Name of the argument, for the message
     value, # What the user gave: a Python or NumPy number, or a tensor without dimensions
@@ -60,7 +60,7 @@ def check_number(
     if float(number) not in bounds: raise ValueError(f'{name} must be {allowed}, got {number}')
     return float(number)
 
-# %% ../nbs/rooms/arguments.ipynb #dfbf72f6
+# %% ../nbs/rooms/arguments.ipynb #46d5a5a7
 def check_whole(
     name:str, # Name of the argument, for the message
     value, # What the user gave
@@ -74,7 +74,7 @@ def check_whole(
     if value not in bounds: raise ValueError(f'{name} must be {allowed}, got {value}')
     return int(value)
 
-# %% ../nbs/rooms/arguments.ipynb #e0b5a13c
+# %% ../nbs/rooms/arguments.ipynb #67bf2c58
 def check_flag(
     name:str, # Name of the argument, for the message
     value # What the user gave
@@ -83,7 +83,7 @@ def check_flag(
     if not isinstance(value, bool): raise TypeError(f'{name} must be True or False, got {value!r}')
     return value
 
-# %% ../nbs/rooms/arguments.ipynb #bee088e0
+# %% ../nbs/rooms/arguments.ipynb #4c7c40aa
 def as_list(
     value # What the user gave
 ) -> list|None: # Its elements
@@ -92,25 +92,27 @@ def as_list(
     try: return list(value)
     except TypeError: return None
 
-# %% ../nbs/rooms/arguments.ipynb #53fc57f3
+# %% ../nbs/rooms/arguments.ipynb #36efcf23
 def takes_fields_of(
-    cls:type # A dataclass
+    cls:type, # A dataclass
+    n_positional:int # How many of its fields may be positional arguments
 ): # A decorator
     "Replace `**schedule` in the signature of a method by the fields of `cls`."
     def decorate(f):
         sig = signature(f)
         own = [p for p in sig.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         first, last = ([p for p in own if (p.kind is Parameter.KEYWORD_ONLY) == by_name] for by_name in (False, True))
-        params = [*first, *signature(cls).parameters.values(), *last]
-        f.__signature__ = sig.replace(parameters=sorted(params, key=lambda p: p.kind))   # positional ones first
+        fields = list(signature(cls).parameters.values())
+        rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in fields[n_positional:]]
+        f.__signature__ = sig.replace(parameters=[*first, *fields[:n_positional], *rest, *last])
         f.__delwrap__ = cls
         return f
     return decorate
 
-# %% ../nbs/rooms/arguments.ipynb #c2ac331b
+# %% ../nbs/rooms/arguments.ipynb #065f2d4d
 FASTAI_NAMES = dict(n_epoch='cycle_len', cyc_len='cycle_len', lr_max='max_lr', div='div_factor', div_final='final_div')
 
-# %% ../nbs/rooms/arguments.ipynb #3904aaf7
+# %% ../nbs/rooms/arguments.ipynb #f0e7544f
 def resolve_names(
     f, # A method
     args:tuple, # Positional arguments
@@ -136,7 +138,7 @@ def resolve_names(
         given[arg] = value
     return given
 
-# %% ../nbs/rooms/arguments.ipynb #30e0225d
+# %% ../nbs/rooms/arguments.ipynb #9ccc06f1
 def accept_fastai_names(
     f # A method that takes this package's names
 ):

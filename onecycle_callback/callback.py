@@ -7,7 +7,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/callback.html.md"""
 # %% auto #0
 __all__ = ['BLOCK_SIZE', 'batches_per_epoch', 'prospective_opt', 'plan_for', 'CycleRun', 'OneCycle', 'refuse_second_cycle']
 
-# %% ../nbs/03_callback.ipynb #c4efbd42
+# %% ../nbs/03_callback.ipynb #c30b73d1
 from copy import copy
 from dataclasses import replace
 from math import ceil
@@ -22,12 +22,12 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
-from .arguments import accept_fastai_names, takes_fields_of
+from .arguments import accept_fastai_names
 from .internals import items_of
 from .optimizer import OptAdapter
-from .schedule import OneCyclePlan, OneCycleSchedule
+from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
 
-# %% ../nbs/03_callback.ipynb #e2bb4136
+# %% ../nbs/03_callback.ipynb #ff6a28d3
 def batches_per_epoch(
     learn # The `Learner`, which stays as it is
 ) -> int: # Number of batches
@@ -40,7 +40,7 @@ def batches_per_epoch(
     else: n_items, bs = items_of(dl), dl.bs
     return ceil(n_items / num_distrib()) // bs
 
-# %% ../nbs/03_callback.ipynb #7f4f72b6
+# %% ../nbs/03_callback.ipynb #ddfe97ef
 def prospective_opt(
     learn, # The `Learner`, which stays as it is
     reset:bool=False # Whether the fit will replace the optimizer
@@ -52,7 +52,7 @@ def prospective_opt(
     twin.create_opt()
     return twin.opt, twin.lr
 
-# %% ../nbs/03_callback.ipynb #d0ce8948
+# %% ../nbs/03_callback.ipynb #4b719999
 def plan_for(
     schedule:OneCycleSchedule, # What to follow
     learn, # The `Learner`, which stays as it is
@@ -84,7 +84,7 @@ def _moms_for(schedule, learn, opt):
     if not schedule.moms: return False
     raise ValueError(f'moms must be left out or False, since {opt.name} has no momentum, got {schedule.moms}')
 
-# %% ../nbs/03_callback.ipynb #120c3dec
+# %% ../nbs/03_callback.ipynb #11842b52
 BLOCK_SIZE = 65536   # LRs computed at a time: 2 MB of Python floats
 
 class CycleRun:
@@ -98,7 +98,7 @@ class CycleRun:
         self._write = opt.writer(with_mom)
         self.row, self._rows, self._first = None, [], 0
 
-# %% ../nbs/03_callback.ipynb #f21814b3
+# %% ../nbs/03_callback.ipynb #6d0f3cd2
 @patch
 def _precompute(self:CycleRun, i):
     "Compute a block of rows, LRs and momentum of a batch each, starting at batch `i`."
@@ -116,7 +116,7 @@ def set_batch(self:CycleRun, i):
     self.row = self._rows[k]
     self._write(*self.row)
 
-# %% ../nbs/03_callback.ipynb #addf17b2
+# %% ../nbs/03_callback.ipynb #04ea8ff8
 @patch
 def record(self:CycleRun):
     "Add what was set last to the record: the LR of the last parameter group, as fastai's readers expect, and momentum."
@@ -129,7 +129,7 @@ def finish(self:CycleRun):
     "Put momentum back to what it was before the cycle."
     if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
-# %% ../nbs/03_callback.ipynb #c35b7155
+# %% ../nbs/03_callback.ipynb #48f127dc
 class OneCycle(Callback):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
@@ -140,7 +140,7 @@ class OneCycle(Callback):
     order, run_valid = EarlyStoppingCallback.order + 1, False
 
     @accept_fastai_names
-    @takes_fields_of(OneCycleSchedule)
+    @takes_schedule
     def __init__(self, **schedule):
         self.schedule = OneCycleSchedule(**schedule)
         self.plan, self._cycle = None, None
@@ -158,7 +158,7 @@ class OneCycle(Callback):
         "Handle the events that have a method here; the others are over at once."
         if hasattr(type(self), event_name): return super().__call__(event_name)
 
-# %% ../nbs/03_callback.ipynb #36af80c0
+# %% ../nbs/03_callback.ipynb #b3cffb12
 def refuse_second_cycle(
     learn # A `Learner`
 ):
@@ -180,7 +180,7 @@ def _finish(self:OneCycle):
     self._cycle.finish()
     self._cycle = None
 
-# %% ../nbs/03_callback.ipynb #52194d7b
+# %% ../nbs/03_callback.ipynb #8ca88b35
 @patch
 def before_fit(self:OneCycle):
     "Wait for the first batch, and stay out of `lr_find`."
@@ -204,7 +204,7 @@ def start(self:OneCycle):
     if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
         warn('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')
 
-# %% ../nbs/03_callback.ipynb #5e2141d7
+# %% ../nbs/03_callback.ipynb #97673b0d
 @patch
 def _share_record(self:OneCycle):
     "Let `recorder.hps` hold this record, alongside what other schedulers recorded, and `recorder.plan` the plan."
@@ -213,14 +213,14 @@ def _share_record(self:OneCycle):
     self.learn.recorder.hps = {k: v for hps in [*others, self._cycle.hps] for k, v in hps.items()}
     self.learn.recorder.plan = self.plan
 
-# %% ../nbs/03_callback.ipynb #e61480bb
+# %% ../nbs/03_callback.ipynb #bf917627
 @patch
 def before_batch(self:OneCycle):
     "Set LR and momentum for this batch."
     learn, cycle = self.__dict__['_learn'], self._cycle
     cycle.set_batch(learn.epoch * cycle.plan.n_batch + learn.iter)
 
-# %% ../nbs/03_callback.ipynb #04e4a8fe
+# %% ../nbs/03_callback.ipynb #ad522ef8
 @patch
 def after_batch(self:OneCycle):
     "Record what this batch trained with."
@@ -232,7 +232,7 @@ def after_fit(self:OneCycle):
     if self._cycle is not None: self._share_record()
     self._finish()
 
-# %% ../nbs/03_callback.ipynb #6a75b306
+# %% ../nbs/03_callback.ipynb #dc5a27c3
 @patch
 def after_cancel_fit(self:OneCycle):
     "Warn that the cycle was stopped early, and where."
@@ -243,7 +243,7 @@ def after_cancel_fit(self:OneCycle):
     warn(f'The cycle was stopped early in epoch {epoch} of {n_epoch} (counted from 0), after {n_done} batches, '
          f'at a learning rate of {lr:.3g}, {lr / peak:.0%} of its peak')
 
-# %% ../nbs/03_callback.ipynb #a5f1a512
+# %% ../nbs/03_callback.ipynb #36ee9258
 @patch
 def state_dict(self:OneCycle) -> dict:
     "Return what a checkpoint of the running cycle must keep: the record, and the momentum to put back at the end."

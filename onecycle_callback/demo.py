@@ -125,7 +125,7 @@ def demo(
 # %% ../nbs/07_demo.ipynb #ff265f82
 def _spelled(args, parser):
     "Return `args` with their flags spelled as `parser` does: with `_` by fastcore 1, with `-` by fastcore 2."
-    sep = '-' if '--cycle-len' in parser.format_help() else '_'
+    sep = '-' if '--cycle-len' in parser.format_usage() else '_'
     def spelled(arg):
         name, equals, value = arg.partition('=')
         return '--' + re.sub('[-_]', sep, name[2:]) + equals + value if arg.startswith('--') else arg

@@ -7,13 +7,13 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/internals.html
 # %% auto #0
 __all__ = ['fit_over', 'start_clock', 'items_of', 'replace_broadcast']
 
-# %% ../nbs/rooms/internals.ipynb #688b5093
+# %% ../nbs/rooms/internals.ipynb #aec20b4f
 from contextlib import contextmanager
 from functools import partial
 
 from fastai.callback.core import CancelEpochException
 
-# %% ../nbs/rooms/internals.ipynb #7e842e5e
+# %% ../nbs/rooms/internals.ipynb #69f6f439
 def _fit_epochs(learn, epochs):
     "Do what `Learner._do_fit` does, over `epochs`."
     start_clock(learn)
@@ -33,20 +33,22 @@ def fit_over(
     finally:
         for name in loops: delattr(learn, name)
 
-# %% ../nbs/rooms/internals.ipynb #a9469a33
+# %% ../nbs/rooms/internals.ipynb #ced0a38b
 def start_clock(learn):
-    "Start the clock of the progress bar over the epochs."
+    "Make the progress bar over the epochs ready to start with any epoch."
     bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
-    if bar: bar.update(0)
+    if not bar: return
+    bar.update(0)
+    bar.main_bar.first_its = learn.n_epoch
 
-# %% ../nbs/rooms/internals.ipynb #b8786ccc
+# %% ../nbs/rooms/internals.ipynb #0fcc6b4f
 def items_of(
     dl # A fastai `DataLoader`
 ) -> int:
     "Return how many items one epoch of `dl` yields."
     return getattr(dl, 'partial_n', None) or dl.n
 
-# %% ../nbs/rooms/internals.ipynb #c5239bd9
+# %% ../nbs/rooms/internals.ipynb #3d8a990d
 def replace_broadcast(
     broadcast # `broadcast(dl, items, rank)` returns the `items` of `rank` on every rank
 ):

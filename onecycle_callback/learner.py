@@ -7,7 +7,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/learner.html.md"""
 # %% auto #0
 __all__ = ['check_wd', 'check_cbs', 'check_epochs']
 
-# %% ../nbs/04_learner.ipynb #3d7e40a7
+# %% ../nbs/04_learner.ipynb #25651f39
 from dataclasses import replace
 
 import numpy as np
@@ -19,16 +19,16 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
-                                         check_whole, takes_fields_of)
+                                         check_whole)
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
 from .internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, as_checkpoint
-from .schedule import OneCyclePlan, OneCycleSchedule
+from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
 
-# %% ../nbs/04_learner.ipynb #7ad174a2
+# %% ../nbs/04_learner.ipynb #6e960511
 @patch
 @accept_fastai_names
-@takes_fields_of(OneCycleSchedule)
+@takes_schedule
 def preview_one_cycle(self:Learner,
     cycle_len:int, # Number of epochs
     **schedule
@@ -38,7 +38,7 @@ def preview_one_cycle(self:Learner,
     Nothing is trained and nothing changed. Raises what `fit_one_cycle` would raise."""
     return plan_for(OneCycleSchedule(**schedule), self, check_whole('cycle_len', cycle_len))
 
-# %% ../nbs/04_learner.ipynb #b1022acb
+# %% ../nbs/04_learner.ipynb #631342cc
 def check_wd(wd, opt):
     "Raise if `wd` isn't a weight decay (one, or one per parameter group), or if the optimizer `opt` has none."
     if wd is None: return
@@ -51,7 +51,7 @@ def check_wd(wd, opt):
     if 'wd' not in opt.hypers[0]:
         raise ValueError(f'wd must be left out, since this optimizer has no weight decay, got {wd}')
 
-# %% ../nbs/04_learner.ipynb #3699c0da
+# %% ../nbs/04_learner.ipynb #27b4f69c
 def check_cbs(cbs):
     "Raise if one of `cbs` isn't a `Callback`, is one that `fit_one_cycle` adds itself, or sets what the cycle sets."
     for cb in L(cbs):
@@ -65,7 +65,7 @@ def check_cbs(cbs):
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
-# %% ../nbs/04_learner.ipynb #92784fd7
+# %% ../nbs/04_learner.ipynb #b66ad245
 def check_epochs(
     cycle_len:int, # Number of epochs of the cycle
     start_epoch:int, # The epoch to start with
@@ -77,7 +77,7 @@ def check_epochs(
     if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=start_epoch + 1, le=cycle_len))
     return range(cycle_len)[start_epoch:stop_epoch]
 
-# %% ../nbs/04_learner.ipynb #2f605444
+# %% ../nbs/04_learner.ipynb #61bdff3a
 def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
                **schedule):
     "Return the `OneCycle`, the epochs left and the `CycleRun`, if any, of a call of `fit_one_cycle`, all of it checked."
@@ -92,10 +92,10 @@ def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_ep
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
     return cycle, run.epochs, run
 
-# %% ../nbs/04_learner.ipynb #066a348b
+# %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
 @accept_fastai_names
-@takes_fields_of(OneCycleSchedule)
+@takes_schedule
 def fit_one_cycle(self:Learner,
     cycle_len:int, # Number of epochs
     *,
@@ -119,7 +119,7 @@ def fit_one_cycle(self:Learner,
     with fit_over(self, epochs, all_batches=run and run.all_batches):
         self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + L(cbs))
 
-# %% ../nbs/04_learner.ipynb #e3bc960c
+# %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
 @accept_fastai_names
 @delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor'])
