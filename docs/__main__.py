@@ -1,4 +1,4 @@
-"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` does the latter alone."""
+"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` only does the latter."""
 import argparse
 import os
 import shutil
@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 def processed(only=''):
-    "The notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
+    "Return the notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
     import nbformat
     from nbdev.serve import proc_nbs
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, the other lines in them too
+        warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, including their other lines
         folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once a worker
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
@@ -26,7 +26,7 @@ def write_readme(notebooks, cfg):
         (ROOT / path).write_bytes(data)
 
 def write_pages(notebooks, cfg, folder):
-    "The pages and the other files of nbs, for Sphinx."
+    "Write the pages for Sphinx."
     import nbformat
     import yaml
     from nbdev.config import nbpath2html
@@ -43,7 +43,7 @@ def write_pages(notebooks, cfg, folder):
 
 def main():
     parser = argparse.ArgumentParser(prog='python -m docs', description=__doc__)
-    parser.add_argument('what', nargs='?', choices=['readme'], help='README.md alone')
+    parser.add_argument('what', nargs='?', choices=['readme'], help='write README.md only')
     what = parser.parse_args().what
     os.chdir(ROOT)
     from nbdev.config import get_config

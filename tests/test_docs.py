@@ -43,7 +43,7 @@ def test_picture_is_shown_at_half_its_pixels(pixels, size):
     assert cell.metadata.mystnb == {'image': size}
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(ValueError, match='the options of a cell must be out of .*fig-alt.*, got fig-widht'):
+    with pytest.raises(ValueError, match='the options of a cell must be among .*fig-alt.*, got fig-widht'):
         code_cell(new_code_cell('#| fig-widht: 3\nplot()'), same)
 
 def test_outputs_lose_widgets_and_have_their_links_changed():
