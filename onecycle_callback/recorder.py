@@ -10,6 +10,7 @@ __all__ = []
 # %% ../nbs/05_recorder.ipynb #ad795876
 import numpy as np
 from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
+from fastai.callback.core import Callback
 from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -18,11 +19,13 @@ from .plot import plot_hypers
 
 # %% ../nbs/05_recorder.ipynb #9df079a7
 @patch
-def before_train(self:Recorder):
-    "Reset loss and metrics state; at the first epoch of a fit, drop what schedulers recorded in an earlier one."
-    self._orig_before_train()
-    if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
-    self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', vars(self).get('lrs', ()))))
+def __call__(self:Recorder, event_name):
+    "Answer an event as any `Callback`; at the first training epoch of a fit, drop what was recorded in an earlier one."
+    result = Callback.__call__(self, event_name)
+    if event_name == 'before_train':
+        if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
+        self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', vars(self).get('lrs', ()))))
+    return result
 
 # %% ../nbs/05_recorder.ipynb #84dec64a
 @patch
