@@ -1,9 +1,10 @@
-"""A cycle that is killed again and again, and whether it ends as if nothing had happened.
+"""Kill a cycle again and again, and check that it ends as if nothing had happened.
 
-`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, `every=7`, in child processes
-that get SIGKILL at random moments or in the middle of a save, until one of them finishes; then once each with an exception out of a
-callback, Ctrl-C, and a disk that is full for a while. Weights, losses and `hps` at the end are compared with those of a run without
-checkpoint that nobody disturbed. `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
+`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, and `every=7`, in
+child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes. Then it does the
+same once each with an exception from a callback, Ctrl-C, and a disk that is full for a while. At the end, weights, losses
+and `hps` are compared with those of an uninterrupted run without a checkpoint. `--cost-only` compares the time of a save
+with one `torch.save` of the same state instead."""
 import os
 import re
 import resource
@@ -36,7 +37,7 @@ from onecycle_callback.state import plain
 EPOCHS, EVERY, NAME = 4, 7, 'crash'
 
 def learner(folder):
-    "The same `Learner` at each start of the script."
+    "Make the same `Learner` at each start of the script."
     set_seed(0)
     data = load_digits()
     items = list(zip(torch.tensor(data.data, dtype=torch.float32) / 16, data.target.tolist()))
@@ -48,7 +49,7 @@ def learner(folder):
     return learn
 
 class Disturb(Callback):
-    "Raise `error` after batch `at`, and have files of at most `limit` bytes written from there until batch `until`."
+    "Raise `error` after batch `at`, and limit files to `limit` bytes from there until batch `until`."
     order = 20_000
     def __init__(self, at, error=None, limit=None, until=0): self.at, self.error, self.limit, self.until = at, error, limit, until
     def after_batch(self):
@@ -58,7 +59,7 @@ class Disturb(Callback):
         if self.train_iter == self.at and self.error: raise self.error
 
 def child(folder, checkpoint, disturb=None):
-    "What a process runs: the line, and what came out of it into a file."
+    "Run one process: train, and write the result to a file."
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
     warnings.showwarning = lambda message, *_: print(message)
@@ -68,13 +69,13 @@ def child(folder, checkpoint, disturb=None):
     write_file(folder/'result', plain(dict(weights=learn.model.state_dict(), losses=r.losses, hps=r.hps, values=[list(v) for v in r.values], lrs=r.lrs)))
 
 def start(folder, checkpoint=True, disturb=None):
-    "A child process that has begun."
+    "Start a child process."
     process = get_context('fork').Process(target=child, args=(folder, checkpoint, disturb))
     process.start()
     return process
 
 def same(a, b):
-    "Whether two results are equal in every bit."
+    "Check whether two results are equal in every bit."
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list): return len(a) == len(b) and all(map(same, a, b))
@@ -83,19 +84,19 @@ def same(a, b):
 def result(folder): return torch.load(folder/'result', weights_only=True)
 
 def is_torn(folder):
-    "Whether a checkpoint lies there that cannot be read."
+    "Check whether there is a checkpoint that cannot be read."
     path = folder/'models'/f'{NAME}.cycle'
     try: read_state(path.read_bytes(), path) if path.exists() else None
     except ValueError: return True
     return False
 
 def kill_until_done(folder, duration, rng):
-    "Start and kill until a child finishes: the number of kills, how many fell inside a save, and torn files."
+    "Start and kill children until one finishes; return the number of kills, of kills inside a save, and of torn files."
     kills = inside = torn = 0
     part = folder/'models'/f'{NAME}.cycle.part'
     while True:
         process, seen, stop = start(folder), 0, rng.uniform(0.1, 0.9) * duration
-        saves = rng.randrange(1, 8) if rng.random() < .5 else None     # kill in the middle of this save, or at a moment
+        saves = rng.randrange(1, 8) if rng.random() < .5 else None     # kill in the middle of this save, or after some time
         begin, there = time.perf_counter(), False
         while process.is_alive():
             was, there = there, part.exists()
@@ -109,11 +110,11 @@ def kill_until_done(folder, duration, rng):
         kills, inside, torn = kills + 1, inside + part.exists(), torn + is_torn(folder)
 
 def disturbances():
-    "The other ways to be broken off, each with what is asked of the first process's end."
-    return dict(exception=Disturb(40, RuntimeError('out of a callback')), interrupt=Disturb(50, KeyboardInterrupt()), full_disk=Disturb(30, limit=10_000, until=60))
+    "List the other ways a run can be interrupted."
+    return dict(exception=Disturb(40, RuntimeError('from a callback')), interrupt=Disturb(50, KeyboardInterrupt()), full_disk=Disturb(30, limit=10_000, until=60))
 
 def crash(runs, seed=0, root=None):
-    "Figures of `runs` cycles under fire, and of one under each other disturbance."
+    "Return the figures of `runs` cycles that are killed, and of one cycle per other disturbance."
     rng, root = Random(seed), Path(root or tempfile.mkdtemp())
     def fresh(name):
         (root/name).mkdir()
@@ -128,7 +129,7 @@ def crash(runs, seed=0, root=None):
     for run in range(runs):
         folder = fresh(f'run{run}')
         kills, inside, torn = kill_until_done(folder, duration / 2, rng)
-        batches = [int(b) for b in re.findall(r'goes on in epoch \d+, batch (\d+)', (folder/'log').read_text())]
+        batches = [int(b) for b in re.findall(r'in epoch \d+, batch (\d+)', (folder/'log').read_text())]
         for k, v in dict(runs=1, kills=kills, inside_a_save=inside, resumes=len(batches), resumes_inside_an_epoch=sum(b > 0 for b in batches),
                          torn_files=torn, different_runs=not same(result(folder), expected)).items(): figures[k] += v
     for name, disturb in disturbances().items():
@@ -141,7 +142,7 @@ def crash(runs, seed=0, root=None):
     return figures
 
 def cost(n=25_000_000, rounds=9):
-    "Seconds of a save and of one `torch.save` of the same state, `n` numbers in the weights, with Adam; the best of `rounds`."
+    "Time a save and one `torch.save` of the same state, with `n` weights and Adam: the best of `rounds`, in seconds."
     folder = Path(tempfile.mkdtemp())
     model = nn.Sequential(*[nn.Linear(1000, n // 4000) for _ in range(4)])
     x, y = torch.randn(8, 1000), torch.randn(8, n // 4000)
@@ -175,7 +176,7 @@ def cost(n=25_000_000, rounds=9):
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
-    seed:int=0, # Seed of the moments of the kills
+    seed:int=0, # Seed of the times of the kills
     cost_only:bool=False # Measure what a save costs instead
 ):
     "Kill cycles, or measure what a save costs, and print the figures."
