@@ -104,7 +104,7 @@ torch.cuda.is_available = lambda: True
 import onecycle_callback.distributed; print(DistributedDL._broadcast is own)"""
     run = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, check=True)
     error, kept = run.stdout.splitlines()
-    assert 'CUDA' in error and kept == 'True'
+    assert ('CUDA' in error or 'NVIDIA' in error) and kept == 'True'      # torch without CUDA, or with CUDA and no driver
 
 def test_accelerate_is_asked_for_by_name():
     code = "import sys; sys.modules['accelerate'] = None; import onecycle_callback, onecycle_callback.demo\nimport onecycle_callback.distributed"
