@@ -28,9 +28,9 @@ def write_pages(notebooks, cfg, folder):
     import nbformat
     import yaml
     from nbdev.config import nbpath2html
-    from docs.bridge import page, public_names, toctree
+    from docs.bridge import api_sections, page, toctree
     site, lib = cfg.doc_url, cfg.lib_path.name
-    known = {name.lower() for nb in notebooks.values() for name in public_names(nb, lib)}
+    known = {name.lower() for nb in notebooks.values() for shown in api_sections(nb, lib).values() for name in shown}
     for path, nb in notebooks.items():
         out = page(nb, lib, site, known)
         if path.name == 'index.ipynb':

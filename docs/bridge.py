@@ -92,17 +92,17 @@ def shown_name(cell):
     name = re.search(r'^show_doc\(([\w.]+)\)$', cell.source, re.M) if cell.cell_type == 'code' else None
     return name and name[1]
 
+def is_public(name):
+    "Return whether users call `name` or `Class.name`: private names and fastai's events are not for them."
+    cls, _, member = name.rpartition('.')
+    return '_' not in (cls[:1], member[0]) and not (cls and hasattr(event, member))
+
 def members(cls):
-    "List the public methods and properties documented in `cls` itself, without fastai's events and other modules' patches."
+    "List the public methods and properties that `cls` documents, those included that its own module patches in."
     def own(value):
         function = value.fget if isinstance(value, property) else value
         return inspect.isfunction(function) and function.__module__ == cls.__module__ and function.__doc__
-    return [name for name, value in vars(cls).items() if name[0] != '_' and not hasattr(event, name) and own(value)]
-
-def sections(name, module):
-    "List `name` and, if it is a class, its members: `[(name, object)]`."
-    obj = reduce(getattr, name.split('.'), module)
-    return [(name, obj)] + [(f'{name}.{m}', getattr(obj, m)) for m in (members(obj) if inspect.isclass(obj) else [])]
+    return [name for name, value in vars(cls).items() if is_public(f'{cls.__name__}.{name}') and own(value)]
 
 def signature(name, obj, shown):
     "Write the signature of `obj`, without the comments, which the table shows."
@@ -131,24 +131,30 @@ def frontmatter(nb):
     "Read the title, description and file name, which nbdev puts into a first raw cell."
     return yaml.safe_load(nb.cells[0].source.strip().strip('-')) if nb.cells and nb.cells[0].cell_type == 'raw' else {}
 
-def public_names(nb, lib):
-    "Return the objects that the API sections of `nb` document, `{name: object}`."
-    shown = [name for name in map(shown_name, nb.cells) if name]
+def api_sections(nb, lib):
+    """Return the sections that each `show_doc` of `nb` makes, `{shown name: {name: object}}`: a class's members follow it.
+
+    A notebook has its module's name: `rooms/resume.file.ipynb` is about `resume/file.py`. A method that a cell of its own
+    patches in has its section there."""
+    shown = [name for name in map(shown_name, nb.cells) if name and is_public(name)]
     if not shown: return {}
     module = import_module(f'{lib}.{frontmatter(nb)["output-file"].removesuffix(".html")}')
-    return dict(pair for name in shown for pair in sections(name, module))
+    def found(name):
+        obj = reduce(getattr, name.split('.'), module)
+        inside = [f'{name}.{m}' for m in members(obj)] if inspect.isclass(obj) else []
+        return {name: obj} | {each: reduce(getattr, each.split('.'), module) for each in inside if each not in shown}
+    return {name: found(name) for name in shown}
 
 def page(nb, lib, site, known):
     "Convert a notebook that nbdev has processed to a page for MyST-NB."
-    about, objects = frontmatter(nb), public_names(nb, lib)
+    about, sections = frontmatter(nb), api_sections(nb, lib)
     head = f'# {about["title"]}\n\n' + markdown(linked(about.get('description', '')), site, known)
     cells = [nbformat.v4.new_markdown_cell(head.strip())]
     for cell in nb.cells[1:]:
         if cell.source.strip() == WARNING: continue
         name = shown_name(cell)
         if name:
-            for each, obj in objects.items():
-                if each == name or each.rpartition('.')[0] == name: cells.append(api_section(each, obj, site, known, 3 + (each != name)))
+            cells += [api_section(each, obj, site, known, 3 + (each != name)) for each, obj in sections.get(name, {}).items()]
         elif cell.cell_type == 'code': cells.append(code_cell(cell, lambda text: markdown(text, site, known)))
         else: cells.append(nbformat.v4.new_markdown_cell(markdown(cell.source, site, known)))
     for i, cell in enumerate(cells): cell.id = f'cell-{i}'
