@@ -84,7 +84,9 @@ def _loop_over(learn, epochs):
     "What a fit of `learn` calls to run over `epochs`, and not from 0 to `n_epoch`."
     def fit_epochs():
         bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
-        if bar: bar.update(0)   # starts its clock, which nothing else does where the first epoch is not 0
+        if bar:
+            bar.update(0)   # starts its clock, which nothing else does where the first epoch is not 0
+            bar.main_bar.first_its = learn.n_epoch   # shows every epoch: it takes those that were skipped for very fast ones
         for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
     return fit_epochs
 
