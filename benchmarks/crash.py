@@ -1,10 +1,11 @@
-"""A cycle that is killed again and again, and whether it ends as if nothing had happened.
+"""Kill a cycle again and again, and check that it ends as if nothing had happened.
 
-`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, `every=7`, with the progress
-bar and the table in a log, in child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes;
-then once each with an exception from a callback, Ctrl-C, and a disk that is full for a while. Weights, losses and `hps` at the end are
-compared with those of an uninterrupted run without checkpoint. `--kills 6` kills each cycle so often, at batches and in saves drawn from
-the seed: the same ones each time. `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
+`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, and `every=7`, in
+child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes. Each has its
+progress bar and its table, in a log. Then it does the same once each with an exception from a callback, Ctrl-C, and a disk
+that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted run without a
+checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each time.
+`--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
 import os
 import re
 import resource
@@ -28,7 +29,7 @@ from onecycle_callback import CycleCheckpoint
 EPOCHS, EVERY, NAME = 4, 7, 'crash'
 
 def learner(folder):
-    "The same `Learner` at each start of the script, with all its default callbacks."
+    "Make the same `Learner` at each start of the script, with all its default callbacks."
     set_seed(0)
     data = load_digits()
     items = list(zip(torch.tensor(data.data, dtype=torch.float32) / 16, data.target.tolist()))
@@ -37,7 +38,7 @@ def learner(folder):
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=accuracy, path=folder)
 
 class Disturb(Callback):
-    "Raise `error` after batch `at`, and have files of at most `limit` bytes written from there until batch `until`."
+    "Raise `error` after batch `at`, and limit files to `limit` bytes from there until batch `until`."
     order = 20_000
     def __init__(self, at, error=None, limit=None, until=0): self.at, self.error, self.limit, self.until = at, error, limit, until
     def after_batch(self):
@@ -49,7 +50,7 @@ class Disturb(Callback):
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 class Kill(Callback):
-    "SIGKILL to this process after its `n`th batch, or in its `n`th save: with half of the file written, or all of it under its temporary name."
+    "Kill this process after its `n`th batch, or in its `n`th save: with half of the file written, or all of it under its temporary name."
     order, places = 20_000, ('batch', 'half a file', 'whole file')
     def __init__(self, place, n): self.place, self.n = place, n
 
@@ -71,7 +72,7 @@ class Kill(Callback):
         if self.training and self.is_reached('batch'): die()
 
 def child(folder, checkpoint, disturb=None):
-    "What a process runs: the call, and what came out of it into a file."
+    "Run one process: train, and write the result to a file."
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
     warnings.showwarning = lambda message, *_: print(message)
@@ -82,13 +83,13 @@ def child(folder, checkpoint, disturb=None):
                     values=[[float(v) for v in row] for row in r.values]), folder/'result')
 
 def start(folder, checkpoint=True, disturb=None):
-    "A child process that has begun."
+    "Start a child process."
     process = get_context('fork').Process(target=child, args=(folder, checkpoint, disturb))
     process.start()
     return process
 
 def same(a, b):
-    "Whether two results are equal in every bit."
+    "Check whether two results are equal in every bit."
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list): return len(a) == len(b) and all(map(same, a, b))
@@ -99,19 +100,19 @@ def result(folder): return torch.load(folder/'result', weights_only=True)
 def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
 
 def is_torn(folder):
-    "Whether there is a checkpoint that cannot be read."
+    "Check whether there is a checkpoint that cannot be read."
     path = checkpoint_file(folder)
     try: torch.load(path, weights_only=True) if path.exists() else None
     except Exception: return True
     return False
 
 def resumes(folder):
-    "The epoch and the batch of each resume, as the library said them among the bars in the log."
+    "Find the epoch and the batch of each resume among the bars in the log."
     found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", (folder/'log').read_text())
     return [(int(epoch), int(batch)) for epoch, batch in found]
 
 def kill_soon(process, folder, duration, rng):
-    "SIGKILL to a child, at a random moment or in the middle of a save, if it does not end before."
+    "Kill a child at a random moment or in the middle of a save, if it does not end before."
     moment, n_saves = rng.uniform(0.1, 0.9) * duration, rng.randrange(1, 8) if rng.random() < .5 else None
     part = checkpoint_file(folder).with_suffix('.cycle.part')
     begin, seen, there = time.perf_counter(), 0, False
@@ -121,13 +122,13 @@ def kill_soon(process, folder, duration, rng):
         if seen >= n_saves if n_saves else time.perf_counter() - begin > moment: return os.kill(process.pid, signal.SIGKILL)
 
 def drawn_kills(n, rng):
-    "`n` kills after a few batches or saves, at each place in turn."
+    "Draw `n` kills after a few batches or saves, at each place in turn."
     for i in range(n):
         place = Kill.places[i % len(Kill.places)]
         yield Kill(place, rng.randint(1, 12 if place == 'batch' else 2))
 
 def kill_until_done(folder, rng, duration, n_kills=None):
-    "Start and kill until a child finishes: the number of kills, how many fell inside a save, and torn files."
+    "Start and kill children until one finishes; return the number of kills, of kills inside a save, and of torn files."
     kills = inside = torn = 0
     drawn = iter(() if n_kills is None else drawn_kills(n_kills, rng))
     while True:
@@ -139,12 +140,12 @@ def kill_until_done(folder, rng, duration, n_kills=None):
         kills, inside, torn = kills + 1, inside + checkpoint_file(folder).with_suffix('.cycle.part').exists(), torn + is_torn(folder)
 
 def disturbances():
-    "The other ways to be interrupted."
+    "List the other ways a run can be interrupted."
     return dict(exception=Disturb(40, RuntimeError('from a callback')), interrupt=Disturb(50, KeyboardInterrupt()),
                 full_disk=Disturb(30, limit=60_000, until=60))     # the log stays below this limit, a checkpoint does not
 
 def crash(runs, seed=0, root=None, n_kills=None):
-    "Figures of `runs` cycles under fire, and of one under each other disturbance."
+    "Return the figures of `runs` cycles that are killed, and of one cycle per other disturbance."
     rng, root = Random(seed), Path(root or tempfile.mkdtemp())
     def fresh(name):
         (root/name).mkdir()
@@ -177,7 +178,7 @@ class Stopwatch(Callback):
     def after_epoch(self): self.f()
 
 def cost(n=25_000_000, rounds=9):
-    "Seconds of a save and of one `torch.save` of the same state, `n` numbers in the weights, with Adam; the best of `rounds`."
+    "Time a save and one `torch.save` of the same state, with `n` weights and Adam: the best of `rounds`, in seconds."
     folder = Path(tempfile.mkdtemp())
     model = nn.Sequential(*[nn.Linear(1000, n // 4000) for _ in range(4)])
     x, y = torch.randn(8, 1000), torch.randn(8, n // 4000)
@@ -209,7 +210,7 @@ def cost(n=25_000_000, rounds=9):
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
-    seed:int=0, # Seed of the moments of the kills
+    seed:int=0, # Seed of the times of the kills
     kills:int=None, # Number of kills of each cycle, at drawn batches and saves; default at random moments until it ends
     cost_only:bool=False # Measure what a save costs instead
 ):

@@ -25,7 +25,8 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 
 from .arguments import check_flag, check_whole
-from .callback import OneCycle, opt_name
+from .callback import OneCycle
+from .optimizer import opt_name
 from .state import Carried, plain, random_states, set_random_states, unplain
 
 # %% ../nbs/06_checkpoint.ipynb #4fa6e737

@@ -3,8 +3,10 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from nbdev.config import nbpath2html
 
 from helpers import KEPT, ROOT, copy_tree
 
@@ -42,9 +44,32 @@ def test_exported(copy):
     edit(copy / 'onecycle_callback/schedule.py', 'np.pi * pos', 'np.pi * pos * 1.')
     assert differences(copy, EXPORT) == ['onecycle_callback/schedule.py']
 
-def test_no_stale_module():
-    notebooks = {json.loads(p.read_text())['cells'][1]['source'][0].split()[-1] + '.py' for p in (ROOT / 'nbs').glob('*_*.ipynb')}
-    assert {p.name for p in (ROOT / 'onecycle_callback').glob('*.py')} == notebooks | {'__init__.py', '__main__.py', '_modidx.py'}
+def exported_to(notebook):
+    "The module that `notebook` says it is exported to, as a path within the package, or `None`."
+    source = '\n'.join(''.join(cell['source']) for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code')
+    module = re.search(r'^#\| default_exp (\S+)', source, re.M)
+    return module and Path(module[1].replace('.', '/') + '.py')
+
+def stale_modules(root):
+    "The modules without a notebook, and the notebooks whose name is not their module's."
+    modules = {path: module for path in (root / 'nbs').rglob('*.ipynb') if (module := exported_to(path))}
+    by_hand = {Path('__main__.py'), Path('_modidx.py')} | {folder / '__init__.py' for module in modules.values() for folder in module.parents}
+    stale = {p.relative_to(root / 'onecycle_callback') for p in (root / 'onecycle_callback').rglob('*.py')} - {*modules.values()} - by_hand
+    misnamed = [path.name for path, module in modules.items() if nbpath2html(path).stem != '.'.join(module.with_suffix('').parts)]
+    return sorted(map(str, stale)) + sorted(misnamed)
+
+def test_no_stale_module(copy):
+    assert stale_modules(copy) == []
+    nb = copy / 'nbs/rooms/resume.file.ipynb'
+    nb.parent.mkdir(exist_ok=True)
+    nb.write_text(json.dumps(dict(cells=[dict(cell_type='code', source=['#| default_exp resume.file\n', 'x = 1'])])))
+    (copy / 'onecycle_callback/resume').mkdir(exist_ok=True)
+    for name in ('__init__', 'file', 'old'): (copy / f'onecycle_callback/resume/{name}.py').touch()
+    (copy / 'onecycle_callback/gone').mkdir()
+    (copy / 'onecycle_callback/gone/__init__.py').touch()
+    assert stale_modules(copy) == ['gone/__init__.py', 'resume/old.py']
+    nb.rename(nb.with_name('file.ipynb'))
+    assert stale_modules(copy) == ['gone/__init__.py', 'resume/old.py', 'file.ipynb']
 
 def test_clean(copy):
     assert differences(copy, CLEAN) == []

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from fastai.callback.core import Callback, event
+from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
 import onecycle_callback
@@ -41,18 +42,18 @@ def is_api(cls, name):
 
 def public_api():
     "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
-    modules = [importlib.import_module(f'{LIB}.{m.name}') for m in pkgutil.iter_modules(onecycle_callback.__path__) if not m.name.startswith('_')]
-    assert {m.__name__ for m in modules} == set(importlib.import_module(f'{LIB}._modidx').d['syms'])
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.') if not m.name.rpartition('.')[2].startswith('_')]
+    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name, symbols in importlib.import_module(f'{LIB}._modidx').d['syms'].items()}
+    assert set(page_of) <= {m.__name__ for m in modules}
     found = {}
     def add(obj, name=None):
         name = name or obj.__name__
         module = (obj.fget if isinstance(obj, property) else obj).__module__
-        found[f'{module.removeprefix(LIB + ".")}.html#{name.lower()}'] = obj
+        found[f'{page_of[module]}#{name.lower()}'] = obj
         for member in vars(obj) if inspect.isclass(obj) else ():
             if is_api(obj, member): add(getattr(obj, member), f'{name}.{member}')
-    for name in onecycle_callback.__all__: add(getattr(onecycle_callback, name))
-    for module in modules:
-        for name in module.__all__:
+    for module in [onecycle_callback, *modules]:
+        for name in getattr(module, '__all__', ()):   # a folder of modules need not have one
             if callable(getattr(module, name)): add(getattr(module, name))
         for cls in filter(inspect.isclass, vars(module).values()):
             if cls.__module__.startswith(LIB): continue
@@ -132,20 +133,15 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
 
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)
-    for path in NOTEBOOKS.values():
-        if path.name not in ('index.ipynb', '02_plot.ipynb'): (tree / path.relative_to(ROOT)).unlink()
-    def rewrite(path, change):
-        nb = json.loads(path.read_text())
-        change(nb['cells'])
-        path.write_text(json.dumps(nb))
-    bad = '[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'
-    rewrite(tree / 'nbs/index.ipynb', lambda cells: [cells.remove(c) for c in list(cells) if 'What changes' in ''.join(c['source'])])   # its links need the other pages
-    rewrite(tree / 'nbs/02_plot.ipynb', lambda cells: cells.append(dict(cell_type='markdown', id='bad', metadata={}, source=bad)))
+    for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
+    def write(name, *cells): write_nb(new_nb([mk_cell(text, 'markdown') for text in (f'# {name}\n\n> About {name}', *cells)]), tree / f'nbs/{name}.ipynb')
+    write('index', '## Install and try')
+    write('howto/page', '[a](gone.ipynb) [b](../index.ipynb#gone) [c](../index.ipynb#install-and-try) $x^2$')
     run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
-    html = (tree / '_docs/html/plot.html').read_text()
+    html = (tree / '_docs/html/howto/page.html').read_text()
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
 
 # In a browser

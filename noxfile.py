@@ -1,0 +1,61 @@
+"""The versions that are tested: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
+import shutil
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nox
+
+nox.options.sessions = ['tests']
+
+# The documentation is built with one set of versions, so its tests run in the pinned corner only.
+DOCS_TESTS = ['test_docs.py', 'test_notebooks.py', 'test_site.py']
+
+# Each torchvision is the one of its torch release. fastai.vision of 2.8.8 and before needs fasttransform 0.0.2;
+# fastai 2.8.7 needs fastcore 1 and doesn't say so.
+CORNERS = [
+    nox.param('3.11', ['-c', 'constraints.txt', '-e', '.[dev]'], id='pinned'),
+    nox.param('3.10', ['-e', '.[test]', 'torch==2.6.*', 'torchvision==0.21.*', 'fastai==2.8.8', 'fasttransform==0.0.2'],
+              id='torch-2.6'),
+    nox.param('3.12', ['-e', '.[test]', 'torch==2.11.*', 'torchvision==0.26.*', 'fastai==2.8.7', 'fasttransform==0.0.2',
+                       'fastcore==1.14.5'], id='fastcore-1'),
+    nox.param('3.13', ['-e', '.[test]'], id='newest'),
+]
+
+
+@nox.session
+@nox.parametrize('python, requirements', CORNERS)
+def tests(session, requirements):
+    "Run the tests with the versions of one corner; arguments after `--` go to pytest."
+    pinned = '.[dev]' in requirements
+    session.install(*requirements)
+    session.run('pip', 'list')
+    skipped = [] if pinned else [f'--ignore=tests/{name}' for name in DOCS_TESTS]
+    session.run('pytest', '-rs', *skipped, *session.posargs)
+
+
+# What is published
+
+@nox.session(python='3.11')
+def release(session):
+    """Build what is published into dist/ and try it: the wheel in an empty environment, the tests in the unpacked sdist.
+
+    An argument after `--` is the tag of the release, such as `v1.2.3`: it has to fit the version and CHANGELOG.md."""
+    checkout = Path.cwd()
+    shutil.rmtree('dist', ignore_errors=True)
+    session.install('-c', 'constraints.txt', 'build', 'twine', 'mypy')
+    session.run('python', '-m', 'build')
+    sdist, wheel = next(Path('dist').glob('*.tar.gz')).resolve(), next(Path('dist').glob('*.whl')).resolve()
+    session.run('twine', 'check', '--strict', str(sdist), str(wheel))
+    with TemporaryDirectory() as folder, session.chdir(folder):
+        session.run('python', '-m', 'venv', 'empty')
+        python = str(Path('empty/bin/python').resolve())
+        session.run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools', external=True)
+        session.run(python, '-m', 'pip', 'install', '-q', '-c', str(checkout / 'constraints.txt'), str(wheel), external=True)
+        session.run(python, str(checkout / 'tests/check_release.py'), str(checkout), *session.posargs, external=True)
+        shutil.copy(checkout / 'tests/typing_example.py', folder)
+        session.run('mypy', '--strict', '--python-executable', python, 'typing_example.py')
+        with tarfile.open(sdist) as tar: tar.extractall(folder, filter='data')
+        session.chdir(sdist.name.removesuffix('.tar.gz'))
+        session.install('-c', 'constraints.txt', '.[dev]')
+        session.run('pytest', '-m', 'not slow')
