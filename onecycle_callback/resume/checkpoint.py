@@ -16,7 +16,7 @@ from ..arguments import check_flag, check_whole
 from .file import check_writable, read_file, read_state
 from .fingerprint import fingerprint_differences, run_fingerprint
 from .processes import from_rank_0
-from .run import CycleRun
+from .run import ResumableRun
 from .state import warn_of_persistent_workers
 
 # %% ../../nbs/06_checkpoint.ipynb #4fa6e737
@@ -82,11 +82,11 @@ def open(self:CycleCheckpoint,
     opt, # The optimizer that will train
     epochs:range, # The epochs of the cycle to run
     wd # Weight decay
-) -> CycleRun: # To be one of the callbacks of the fit
+) -> ResumableRun: # To be one of the callbacks of the fit
     "Return the run that resumes or starts this cycle, and touch nothing; raises `ValueError` or `OSError` if it can't."
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
     fingerprint = run_fingerprint(learn, plan, opt, epochs, wd)
-    run = CycleRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))
+    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))
     if not run.is_complete:
         n_bytes = sum(p.nbytes for p in learn.model.parameters())
         from_rank_0(lambda: check_writable(file, n_bytes))
