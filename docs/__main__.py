@@ -3,6 +3,7 @@ import argparse
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -11,8 +12,9 @@ def processed(only=''):
     "Return the notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
     import nbformat
     from nbdev.serve import proc_nbs
-    os.environ['PYTHONWARNINGS'] = 'error:Found cells containing imports'   # nbdev's workers run such cells, including their other lines
-    folder = proc_nbs(force=True, file_glob=only)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, including their other lines
+        folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once a worker
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
 def write_readme(notebooks, cfg):

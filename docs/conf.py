@@ -6,6 +6,7 @@ project = 'onecycle_callback'
 html_title = project
 extensions = ['myst_nb']
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'   # outputs too may hold tables
 nb_ipywidgets_js = {}   # would come from the network, and do nothing without a kernel
 myst_heading_anchors = 3
 myst_enable_extensions = ['attrs_block', 'attrs_inline', 'colon_fence', 'deflist', 'dollarmath']

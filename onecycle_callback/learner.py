@@ -8,6 +8,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/learner.html.md"""
 __all__ = ['check_wd', 'check_cbs', 'check_epochs']
 
 # %% ../nbs/04_learner.ipynb #25651f39
+from dataclasses import replace
+
 import numpy as np
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
@@ -19,8 +21,8 @@ from fastcore.meta import delegates
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
-from .checkpoint import CycleCheckpoint, as_checkpoint
 from .internals import fit_over
+from .resume.checkpoint import CycleCheckpoint, as_checkpoint
 from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
@@ -54,11 +56,11 @@ def check_cbs(cbs):
     "Raise if one of `cbs` isn't a `Callback`, is one that `fit_one_cycle` adds itself, or sets what the cycle sets."
     for cb in L(cbs):
         kind = cb if isinstance(cb, type) else type(cb)
+        if issubclass(kind, CycleCheckpoint):
+            raise ValueError(f'cbs must not hold a CycleCheckpoint, give it as checkpoint, got {cb!r}')
         if not issubclass(kind, Callback): raise TypeError(f'cbs must be a Callback or several, got {cb!r}')
         if issubclass(kind, OneCycle):
             raise ValueError(f'cbs must not hold a OneCycle, which fit_one_cycle adds itself, got {cb!r}')
-        if issubclass(kind, CycleCheckpoint):
-            raise ValueError(f'cbs must not hold a CycleCheckpoint, give it as checkpoint, got {cb!r}')
         taken = {'lr', 'mom'} & set(getattr(cb, 'scheds', ())) if issubclass(kind, ParamScheduler) else ()
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
@@ -78,7 +80,7 @@ def check_epochs(
 # %% ../nbs/04_learner.ipynb #61bdff3a
 def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
                **schedule):
-    "Return the `OneCycle`, the epochs and the checkpoint of a call of `fit_one_cycle`, all of it checked."
+    "Check a call of `fit_one_cycle`; return its `OneCycle`, the epochs left and its `ResumableRun`, if it has one."
     cycle, epochs = OneCycle(**schedule), check_epochs(cycle_len, start_epoch, stop_epoch)
     check_flag('reset_opt', reset_opt)
     check_cbs(cbs)
@@ -86,8 +88,9 @@ def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_ep
     plan, opt = plan_for(cycle.schedule, learn, cycle_len, reset_opt), prospective_opt(learn, reset_opt)[0]
     check_wd(wd, opt)
     checkpoint = as_checkpoint(checkpoint)
-    if checkpoint is not None: checkpoint.find(learn, plan, opt, epochs, learn.wd if wd is None else wd)
-    return cycle, epochs, checkpoint
+    if checkpoint is None: return cycle, epochs, None
+    run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
+    return cycle, run.epochs, run
 
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
@@ -108,15 +111,13 @@ def fit_one_cycle(self:Learner,
 
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword. Raises
     `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
-    cycle, epochs, checkpoint = _validated(
+    cycle, epochs, run = _validated(
         self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **schedule)
     if reset_opt or self.opt is None: self.create_opt()
-    all_batches = None
-    if checkpoint is not None:
-        if checkpoint.complete: return checkpoint.finish(self)
-        epochs, all_batches = checkpoint.epochs_left(epochs), checkpoint.all_batches
-    with fit_over(self, epochs, all_batches): self.fit(cycle_len, wd=wd, cbs=[cycle] + L(checkpoint) + L(cbs))
+    if run is not None and run.is_complete: return run.finish()
+    with fit_over(self, epochs, all_batches=run and run.all_batches):
+        self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + L(cbs))
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
@@ -143,7 +144,7 @@ def fine_tune(self:Learner,
     check_number('base_lr', base_lr, POSITIVE)
     check_number('lr_mult', lr_mult, Bounds(ge=1, lt=np.inf))
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
-    first = checkpoint and CycleCheckpoint(f'{checkpoint.fname}_frozen', checkpoint.every, checkpoint.restart)
+    first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)
     frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, checkpoint=first, **both)
     whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div_factor=div,

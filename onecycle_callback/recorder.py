@@ -7,8 +7,9 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/05_recorder.ipynb #4727fb88
+# %% ../nbs/05_recorder.ipynb #0ef0e680
 import numpy as np
+from fastai.callback.core import Callback
 from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
 from fastai.learner import Recorder
 from fastcore.basics import patch
@@ -16,22 +17,28 @@ from fastcore.foundation import L
 
 from .plot import plot_hypers
 
-# %% ../nbs/05_recorder.ipynb #cf21e1f0
+# %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
-def before_train(self:Recorder):
-    "Reset loss and metrics; at the first epoch of a fit, drop what schedulers recorded in an earlier one."
-    self._orig_before_train()
+def __call__(self:Recorder, event_name):
+    "Handle an event as any `Callback`; at the first training epoch of a fit, drop what an earlier fit recorded."
+    result = Callback.__call__(self, event_name)
+    if event_name == 'before_train': self.start_epoch_record()
+    return result
+
+@patch
+def start_epoch_record(self:Recorder):
+    "Note where in the record the current epoch starts."
     if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
     recorded = self.hps.get('lr', vars(self).get('lrs', ()))
     self.starts.setdefault(getattr(self, 'epoch', 0), len(recorded))
 
-# %% ../nbs/05_recorder.ipynb #7c77ea44
+# %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
 def __getstate__(self:Recorder):
     "Return what is saved of a `Recorder`: everything but the plan."
     return self.__dict__ | dict(plan=None)
 
-# %% ../nbs/05_recorder.ipynb #ff44bc4f
+# %% ../nbs/05_recorder.ipynb #8964f8a8
 def _drawable(recorder, keys):
     "Return the arguments with which `plot_hypers` draws `keys` (default all) of the current fit."
     hps = vars(recorder).get('hps', {})
@@ -55,7 +62,7 @@ def _batch_numbers(starts, n, n_batch):
     lengths = np.diff([*starts.values(), n])
     return np.concatenate([epoch * n_batch + np.arange(length) for epoch, length in zip(starts, lengths)])
 
-# %% ../nbs/05_recorder.ipynb #ab25995d
+# %% ../nbs/05_recorder.ipynb #c299c093
 @patch
 def plot_lr(self:Recorder,
     show_moms:bool=False, # Draw momentum too
@@ -66,7 +73,7 @@ def plot_lr(self:Recorder,
     keys = ['lr', 'mom'] if show_moms and 'mom' in vars(self).get('hps', {}) else ['lr']
     return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)
 
-# %% ../nbs/05_recorder.ipynb #b9f6aead
+# %% ../nbs/05_recorder.ipynb #b9fa418e
 @patch
 def plot_sched(self:Recorder,
     keys=None, # Names of hyper-parameters (`'lr'`, `'mom'`, …); default all that were recorded

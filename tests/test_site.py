@@ -23,6 +23,8 @@ from helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('site')]    # one build and one browser, in one process
+
 LIB = 'onecycle_callback'
 NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
 TUTORIAL = 'tutorials/understanding_the_1cycle_policy.html'
@@ -131,18 +133,27 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
     assert any(url.startswith('https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR') for url in to('schedule.html'))
     assert 'learner.html#learner-fit-one-cycle' in to('index.html')
 
+def build(tree, **pages):
+    "Run the builder on the project in `tree` with `pages` alone, `{name: cells}`: a text stands for a Markdown cell."
+    for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
+    for name, cells in pages.items():
+        cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
+        write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
+    return subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)
-    for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
-    def write(name, *cells): write_nb(new_nb([mk_cell(text, 'markdown') for text in (f'# {name}\n\n> About {name}', *cells)]), tree / f'nbs/{name}.ipynb')
-    write('index', '## Install and try')
-    write('howto/page', '[a](gone.ipynb) [b](../index.ipynb#gone) [c](../index.ipynb#install-and-try) $x^2$')
-    run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+    run = build(tree, index=['## Install and try'], page=['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'])
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
-    html = (tree / '_docs/html/howto/page.html').read_text()
+    html = (tree / '_docs/html/page.html').read_text()
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
+
+def test_code_next_to_an_import_fails_the_build(tmp_path):
+    cells = [mk_cell('#| default_exp room'), '## A part', mk_cell('#| export\ndef f(): return 1'), mk_cell('import os\nx = f()')]
+    run = build(copy_tree(tmp_path), index=[], room=cells)
+    assert run.returncode != 0 and 'Found cells containing imports and other code' in run.stderr
 
 # In a browser
 
