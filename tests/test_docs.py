@@ -132,6 +132,7 @@ def test_section_of_a_property_has_no_table():
 
 def test_section_of_a_class_needs_no_anchor_of_its_own():
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
+    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
 
 def test_section_leads_to_its_source():
     text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
