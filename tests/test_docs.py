@@ -1,4 +1,5 @@
 """The rules by which a notebook becomes a page, and the index the README; the built pages are looked at in test_site.py."""
+import re
 import sys
 from base64 import b64encode
 from importlib import import_module
