@@ -1,4 +1,9 @@
 """The versions that are tested: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
+import shutil
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import nox
 
 nox.options.sessions = ['tests']
@@ -22,14 +27,14 @@ CORNERS = [
 @nox.parametrize('python, requirements', CORNERS)
 def tests(session, requirements):
     "Run the tests with the versions of one corner; arguments after `--` go to pytest."
-    pinned = '.[dev]' in requirements
     session.install(*requirements)
     session.run('pip', 'list')
-    skipped = [] if pinned else [f'--ignore=tests/{name}' for name in DOCS_TESTS]
-    session.run('pytest', '-rs', *skipped, *session.posargs)
+    left_out = [] if '.[dev]' in requirements else [f'--ignore=tests/{name}' for name in DOCS_TESTS]
+    session.run('pytest', '-rs', *left_out, *session.posargs)
 
 
-# Libraries that train through fastai, and the Python that each is tried on: `nox -s "clients(tsai)"`.
+# Other libraries that train through fastai
+
 CLIENTS = [
     nox.param('3.11', ['tsai==1.0.1', 'pyts<0.14'], id='tsai'),   # tsai imports pyts.image.gaf, which pyts 0.14 lacks
     nox.param('3.11', ['autogluon.tabular[fastai]==1.6.3'], id='autogluon'),   # brings fastai 2.8.7 with fastcore 1
@@ -45,3 +50,30 @@ def clients(session, requirements):
     session.run('pip', 'list')
     name = requirements[0].split('=')[0].split('.')[0]
     session.run('pytest', '-rs', f'tests/clients/test_{name}.py', *session.posargs)
+
+
+# What is published
+
+@nox.session(python='3.11')
+def release(session):
+    """Build what is published into dist/ and try it: the wheel in an empty environment, the tests in the unpacked sdist.
+
+    An argument after `--` is the tag of the release, such as `v1.2.3`: it has to fit the version and CHANGELOG.md."""
+    checkout = Path.cwd()
+    shutil.rmtree('dist', ignore_errors=True)
+    session.install('-c', 'constraints.txt', 'build', 'twine', 'mypy')
+    session.run('python', '-m', 'build')
+    sdist, wheel = next(Path('dist').glob('*.tar.gz')).resolve(), next(Path('dist').glob('*.whl')).resolve()
+    session.run('twine', 'check', '--strict', str(sdist), str(wheel))
+    with TemporaryDirectory() as folder, session.chdir(folder):
+        session.run('python', '-m', 'venv', 'empty')
+        python = str(Path('empty/bin/python').resolve())
+        session.run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools', external=True)
+        session.run(python, '-m', 'pip', 'install', '-q', '-c', str(checkout / 'constraints.txt'), str(wheel), external=True)
+        session.run(python, str(checkout / 'tests/check_release.py'), str(checkout), *session.posargs, external=True)
+        shutil.copy(checkout / 'tests/typing_example.py', folder)
+        session.run('mypy', '--strict', '--python-executable', python, 'typing_example.py')
+        with tarfile.open(sdist) as tar: tar.extractall(folder, filter='data')
+        session.chdir(sdist.name.removesuffix('.tar.gz'))
+        session.install('-c', 'constraints.txt', '.[dev]')
+        session.run('pytest', '-m', 'not slow')

@@ -1,9 +1,9 @@
-"""What the 1cycle policy buys: several schedules, each at its own best learning rate, on scikit-learn's digits.
+"""What the 1cycle policy buys you: several schedules, each at its own best learning rate, on scikit-learn's digits.
 
-`python benchmarks/convergence.py` runs what is missing in `benchmarks/results/` (one to two hours on 2 cores; it may be stopped and
-started again), prints two tables a task and draws two pictures. `--tasks cnn,transformer` runs only these, `--quick` is a first look
-in under two minutes. 1,000 digits to train on, 797 to test; a seed sets the weights, the order of the batches, the shifts and the
-random labels, and is the same for every schedule."""
+`python benchmarks/convergence.py` runs whatever is missing in `benchmarks/results/` (one to two hours on 2 cores; it can be
+stopped and started again), prints two tables per task and draws two plots. `--tasks cnn,transformer` runs only those two,
+and `--quick` gives a first look in under two minutes. 1,000 digits are used for training and 797 for testing. A seed sets
+the weights, the order of the batches, the shifts and the random labels; every schedule gets the same seeds."""
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ fastai_fit_one_cycle = Learner.fit_one_cycle
 from onecycle_callback import OneCycleSchedule  # noqa: E402
 
 RESULTS = Path(__file__).parent / 'results'
-BUDGETS = 1, 2, 4, 8    # how many times the budget of 1cycle the constant LR gets
+BUDGETS = 1, 2, 4, 8    # the constant LR gets this many times the budget of 1cycle
 KEY = ['schedule', 'max_lr', 'epochs', 'seed']
 
 # The data
 
 class Batches:
-    "Shuffled batches of images, each image at one of the places in `x`, shape (places, items, 1, 8, 8), at random."
+    "Shuffled batches of images, each at a random one of its positions in `x`, shape (positions, items, 1, 8, 8)."
     def __init__(self, x, y, bs=50): self.x, self.y, self.bs = x, y, bs
     def __len__(self): return len(self.y) // self.bs
     def __iter__(self):
@@ -45,7 +45,7 @@ class Batches:
             yield self.x[torch.randint(len(self.x), items.shape), items], self.y[items]
 
 def digits(shift, noise, seed):
-    "Batches to train on, and the images and labels to test on."
+    "Make the batches for training, and the images and labels for testing."
     data, order = load_digits(), np.random.default_rng(0).permutation(1797)
     x, y = torch.tensor(data.images[order], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[order])
     train_x, train_y = x[:1000], y[:1000].clone()
@@ -62,7 +62,7 @@ def cnn():
     return nn.Sequential(*block(1, 8), *block(8, 16), nn.MaxPool2d(2), *block(16, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 class Transformer(nn.Module):
-    "An encoder over the 8 rows of an image as tokens."
+    "An encoder that reads the 8 rows of an image as tokens."
     def __init__(self, width=64):
         super().__init__()
         self.embed, self.place = nn.Linear(8, width), nn.Parameter(torch.zeros(8, width))
@@ -95,7 +95,7 @@ TASKS = dict(
 # The schedules
 
 def plain(scheduler, model, task, batches, lr, epochs):
-    "A bare torch loop; `scheduler(opt, lr, n)` may be `None`."
+    "Train in a bare torch loop; `scheduler(opt, lr, n)` may be `None`."
     opt = task.opt(model.parameters(), lr=lr)
     sched = scheduler and scheduler(opt, lr, epochs * len(batches))
     for _ in range(epochs):
@@ -106,12 +106,12 @@ def plain(scheduler, model, task, batches, lr, epochs):
             if sched: sched.step()
 
 def torch_one_cycle(opt, lr, n):
-    "torch's schedule with this project's defaults; its peak is a batch early, hence the share (DESIGN 2)."
+    "Make torch's schedule with this project's defaults; torch's peak is one batch early, and `pct_start` makes up for it."
     peak = OneCycleSchedule(lr).plan(1, n).peak
     return OneCycleLR(opt, lr, total_steps=n + 1, pct_start=(peak + 1) / (n + 1), final_div_factor=1)
 
 def by_learner(fit, model, task, batches, lr, epochs):
-    "A fastai `Learner` without recorder and validation."
+    "Train a fastai `Learner` that has no recorder and no validation."
     learn = Learner(DataLoaders(batches, []), model, loss_func=nn.functional.cross_entropy, opt_func=partial(OptimWrapper, opt=task.opt),
                     default_cbs=False, cbs=TrainEvalCallback())
     fit(learn, epochs, lr)
@@ -127,7 +127,7 @@ SCHEDULES = {
     'onecycle, three_phase': partial(by_learner, partial(Learner.fit_one_cycle, three_phase=True))}
 
 def run_one(task, schedule, max_lr, epochs, seed):
-    "Test accuracy and loss after one training."
+    "Return test accuracy and loss after one training run."
     torch.manual_seed(seed)
     model = task.model()
     batches, x, y = digits(task.shift, task.noise, seed)
@@ -138,17 +138,17 @@ def run_one(task, schedule, max_lr, epochs, seed):
 # The results
 
 def jobs(task, seeds, lrs, epochs):
-    "What is to be run, the first seed of everything first."
+    "List what there is to run, starting with the first seed of everything."
     for seed in range(seeds):
         for schedule, lr in product(SCHEDULES, lrs):
             for k in BUDGETS if schedule == 'constant' else (1,): yield schedule, lr, k * epochs, seed
 
 def results(path):
-    "What has been run, a row a training."
+    "Read what has been run, one row per training run."
     return pd.read_csv(path, comment='#')
 
 def run_missing(task, path, seeds, lrs, epochs):
-    "Add what is missing to the file at `path`, a line a training; other versions than it was made with are refused."
+    "Add what is missing to the file at `path`, one line per training run; refuse to mix versions."
     made = f'# {" ".join(f"{p} {version(p)}" for p in ("torch", "fastai", "onecycle_callback", "scikit-learn"))}, python {sys.version.split()[0]}'
     if not path.exists(): path.write_text(f'# python benchmarks/convergence.py --tasks {path.stem}\n{made}\n{",".join(KEY)},accuracy,loss\n')
     if path.read_text().splitlines()[1] != made: raise SystemExit(f'{path} was made with other versions, move it away: {path.read_text().splitlines()[1]}')
@@ -159,11 +159,11 @@ def run_missing(task, path, seeds, lrs, epochs):
         with path.open('a') as f: f.write(f'"{job[0]}",{job[1]},{job[2]},{job[3]},{accuracy:.6f},{loss:.6f}\n')
 
 def summary(df):
-    "Mean and standard deviation over the seeds, a row for each schedule, LR and number of epochs."
+    "Average over the seeds: one row per schedule, LR and number of epochs."
     return df.groupby(KEY[:-1]).agg(accuracy=('accuracy', 'mean'), sd=('accuracy', 'std'), loss=('loss', 'mean'), loss_sd=('loss', 'std'), seeds=('seed', 'count')).reset_index()
 
 def best_of(df, by):
-    "The row of `summary` with the best LR, for each value of `by`."
+    "Pick the row of `summary` with the best LR for each value of `by`."
     s = summary(df)
     return s.loc[s.groupby(by).accuracy.idxmax()].set_index(by).drop(columns=[c for c in ('schedule', 'epochs') if c != by])
 
@@ -172,12 +172,12 @@ def schedules_table(df):
     return best_of(df[df.epochs == df.epochs.min()], 'schedule').sort_values('accuracy', ascending=False)
 
 def epochs_table(df):
-    "The constant LR at its best, with ever more epochs, below 1cycle within its budget."
+    "1cycle within its budget, then the constant LR at its best with more and more epochs."
     ours = best_of(df[df.schedule == 'onecycle'], 'epochs').assign(schedule='onecycle')
     return pd.concat([ours, best_of(df[df.schedule == 'constant'], 'epochs').assign(schedule='constant')])
 
 def plot_lrs(dfs):
-    "Accuracy over max LR within the budget, a picture a task."
+    "Plot accuracy against maximum LR within the budget, one plot per task."
     fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.6), layout='constrained', squeeze=False)
     for ax, (name, df) in zip(axes[0], dfs.items()):
         s = summary(df[df.epochs == df.epochs.min()])
@@ -192,7 +192,7 @@ def plot_lrs(dfs):
     return fig
 
 def plot_epochs(dfs):
-    "Best accuracy of the constant LR over epochs, and the level of 1cycle within its budget, a picture a task."
+    "Plot the best accuracy of the constant LR against epochs, and the level of 1cycle within its budget, one plot per task."
     fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.2), layout='constrained', squeeze=False)
     for ax, (name, df) in zip(axes[0], dfs.items()):
         t = epochs_table(df)
@@ -210,16 +210,16 @@ def plot_epochs(dfs):
 
 @call_parse
 def main(
-    tasks:str=','.join(TASKS), # Which tasks, names with commas between
+    tasks:str=','.join(TASKS), # Names of tasks, separated by commas
     seeds:int=5, # Number of seeds
-    quick:bool=False # One seed, two LRs and a sixth of the epochs, kept apart
+    quick:bool=False # Run one seed, two LRs and a sixth of the epochs, in a folder of their own
 ):
-    "Run what is missing, print the tables and draw the pictures."
+    "Run what is missing, print the tables and draw the plots."
     torch.set_num_threads(1)
     folder = RESULTS / 'quick' if quick else RESULTS
     folder.mkdir(exist_ok=True)
     unknown = set(tasks.split(',')) - set(TASKS)
-    if unknown: raise SystemExit(f'tasks must be out of {", ".join(TASKS)}, got {", ".join(sorted(unknown))}')
+    if unknown: raise SystemExit(f'tasks must be among {", ".join(TASKS)}, got {", ".join(sorted(unknown))}')
     dfs = {}
     for name in tasks.split(','):
         task, path = TASKS[name], folder / f'{name}.csv'

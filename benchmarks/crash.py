@@ -1,9 +1,11 @@
-"""A cycle that is killed again and again, and whether it ends as if nothing had happened.
+"""Kill a cycle again and again, and check that it ends as if nothing had happened.
 
-`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, `every=7`, in child processes
-that get SIGKILL at random moments or in the middle of a save, until one of them finishes; then once each with an exception out of a
-callback, Ctrl-C, and a disk that is full for a while. Weights, losses and `hps` at the end are compared with those of a run without
-checkpoint that nobody disturbed. `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
+`python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, and `every=7`, in
+child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes. Each has its
+progress bar and its table, in a log. Then it does the same once each with an exception from a callback, Ctrl-C, and a disk
+that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted run without a
+checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each time.
+`--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
 import os
 import re
 import resource
@@ -17,38 +19,26 @@ from pathlib import Path
 from random import Random
 
 import torch
-from fastai.callback.core import Callback
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
-from fastai.optimizer import Adam
-from fastai.torch_core import set_seed
-from fastcore.basics import noop
+from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy, set_seed
 from fastcore.script import call_parse
 from sklearn.datasets import load_digits
 from torch import nn
 
-from onecycle_callback.checkpoint import CycleCheckpoint, read_state, write_file
-from onecycle_callback.state import plain
+from onecycle_callback import CycleCheckpoint
 
 EPOCHS, EVERY, NAME = 4, 7, 'crash'
 
 def learner(folder):
-    "The same `Learner` at each start of the script."
+    "Make the same `Learner` at each start of the script, with all its default callbacks."
     set_seed(0)
     data = load_digits()
     items = list(zip(torch.tensor(data.data, dtype=torch.float32) / 16, data.target.tolist()))
     dls = DataLoaders(DataLoader(items[:1500], bs=64, shuffle=True), DataLoader(items[1500:], bs=64), path=folder)
     model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=accuracy, path=folder)
-    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
-    learn.logger = noop
-    return learn
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, metrics=accuracy, path=folder)
 
 class Disturb(Callback):
-    "Raise `error` after batch `at`, and have files of at most `limit` bytes written from there until batch `until`."
+    "Raise `error` after batch `at`, and limit files to `limit` bytes from there until batch `until`."
     order = 20_000
     def __init__(self, at, error=None, limit=None, until=0): self.at, self.error, self.limit, self.until = at, error, limit, until
     def after_batch(self):
@@ -57,24 +47,49 @@ class Disturb(Callback):
         if self.train_iter == self.until: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if self.train_iter == self.at and self.error: raise self.error
 
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+class Kill(Callback):
+    "Kill this process after its `n`th batch, or in its `n`th save: with half of the file written, or all of it under its temporary name."
+    order, places = 20_000, ('batch', 'half a file', 'whole file')
+    def __init__(self, place, n): self.place, self.n = place, n
+
+    def before_fit(self):
+        left, replace = self.n, os.replace
+        def is_reached(place):
+            nonlocal left
+            left -= place == self.place
+            return left == 0
+        def replace_or_die(part, path):
+            if is_reached('half a file'):
+                os.truncate(part, os.path.getsize(part) // 2)
+                die()
+            if is_reached('whole file'): die()
+            replace(part, path)
+        os.replace, self.is_reached = replace_or_die, is_reached
+
+    def after_batch(self):
+        if self.training and self.is_reached('batch'): die()
+
 def child(folder, checkpoint, disturb=None):
-    "What a process runs: the line, and what came out of it into a file."
+    "Run one process: train, and write the result to a file."
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
     warnings.showwarning = lambda message, *_: print(message)
     learn = learner(folder)
     learn.fit_one_cycle(EPOCHS, 0.01, cbs=disturb, checkpoint=CycleCheckpoint(NAME, every=EVERY) if checkpoint else None)
     r = learn.recorder
-    write_file(folder/'result', plain(dict(weights=learn.model.state_dict(), losses=r.losses, hps=r.hps, values=[list(v) for v in r.values], lrs=r.lrs)))
+    torch.save(dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps, lrs=list(r.lrs),
+                    values=[[float(v) for v in row] for row in r.values]), folder/'result')
 
 def start(folder, checkpoint=True, disturb=None):
-    "A child process that has begun."
+    "Start a child process."
     process = get_context('fork').Process(target=child, args=(folder, checkpoint, disturb))
     process.start()
     return process
 
 def same(a, b):
-    "Whether two results are equal in every bit."
+    "Check whether two results are equal in every bit."
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list): return len(a) == len(b) and all(map(same, a, b))
@@ -82,38 +97,61 @@ def same(a, b):
 
 def result(folder): return torch.load(folder/'result', weights_only=True)
 
+def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
+
+def unfinished_save(folder):
+    "Return when the file of a save that was not finished was written, `None` if there is none."
+    part = checkpoint_file(folder).with_suffix('.cycle.part')
+    try: return part.stat().st_mtime_ns
+    except FileNotFoundError: return None
+
 def is_torn(folder):
-    "Whether a checkpoint lies there that cannot be read."
-    path = folder/'models'/f'{NAME}.cycle'
-    try: read_state(path.read_bytes(), path) if path.exists() else None
-    except ValueError: return True
+    "Check whether there is a checkpoint that cannot be read."
+    path = checkpoint_file(folder)
+    try: torch.load(path, weights_only=True) if path.exists() else None
+    except Exception: return True
     return False
 
-def kill_until_done(folder, duration, rng):
-    "Start and kill until a child finishes: the number of kills, how many fell inside a save, and torn files."
+def resumes(folder):
+    "Find the epoch and the batch of each resume among the bars in the log."
+    found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", (folder/'log').read_text())
+    return [(int(epoch), int(batch)) for epoch, batch in found]
+
+def kill_soon(process, folder, duration, rng):
+    "Kill a child at a random moment or in the middle of a save, if it does not end before."
+    moment, n_saves = rng.uniform(0.1, 0.9) * duration, rng.randrange(1, 8) if rng.random() < .5 else None
+    begin, seen, now = time.perf_counter(), 0, unfinished_save(folder)
+    while process.is_alive():
+        before, now = now, unfinished_save(folder)
+        seen += before is None and now is not None
+        if seen >= n_saves if n_saves else time.perf_counter() - begin > moment: return os.kill(process.pid, signal.SIGKILL)
+
+def drawn_kills(n, rng):
+    "Draw `n` kills after a few batches or saves, at each place in turn."
+    for i in range(n):
+        place = Kill.places[i % len(Kill.places)]
+        yield Kill(place, rng.randint(1, 12 if place == 'batch' else 2))
+
+def kill_until_done(folder, rng, duration, n_kills=None):
+    "Start and kill children until one finishes; return the number of kills, of kills inside a save, and of torn files."
     kills = inside = torn = 0
-    part = folder/'models'/f'{NAME}.cycle.part'
+    drawn = iter(() if n_kills is None else drawn_kills(n_kills, rng))
     while True:
-        process, seen, stop = start(folder), 0, rng.uniform(0.1, 0.9) * duration
-        saves = rng.randrange(1, 8) if rng.random() < .5 else None     # kill in the middle of this save, or at a moment
-        begin, there = time.perf_counter(), False
-        while process.is_alive():
-            was, there = there, part.exists()
-            seen += there and not was
-            if (saves and seen >= saves) or (not saves and time.perf_counter() - begin > stop):
-                os.kill(process.pid, signal.SIGKILL)
-                break
+        before = unfinished_save(folder)
+        process = start(folder, disturb=next(drawn, None))
+        if n_kills is None: kill_soon(process, folder, duration, rng)
         process.join()
         if process.exitcode == 0: return kills, inside, torn
         if process.exitcode != -signal.SIGKILL: raise SystemExit((folder/'log').read_text()[-2000:])
-        kills, inside, torn = kills + 1, inside + part.exists(), torn + is_torn(folder)
+        kills, inside, torn = kills + 1, inside + (unfinished_save(folder) not in (None, before)), torn + is_torn(folder)
 
 def disturbances():
-    "The other ways to be broken off, each with what is asked of the first process's end."
-    return dict(exception=Disturb(40, RuntimeError('out of a callback')), interrupt=Disturb(50, KeyboardInterrupt()), full_disk=Disturb(30, limit=10_000, until=60))
+    "List the other ways a run can be interrupted."
+    return dict(exception=Disturb(40, RuntimeError('from a callback')), interrupt=Disturb(50, KeyboardInterrupt()),
+                full_disk=Disturb(30, limit=60_000, until=60))     # the log stays below this limit, a checkpoint does not
 
-def crash(runs, seed=0, root=None):
-    "Figures of `runs` cycles under fire, and of one under each other disturbance."
+def crash(runs, seed=0, root=None, n_kills=None):
+    "Return the figures of `runs` cycles that are killed, and of one cycle per other disturbance."
     rng, root = Random(seed), Path(root or tempfile.mkdtemp())
     def fresh(name):
         (root/name).mkdir()
@@ -122,14 +160,14 @@ def crash(runs, seed=0, root=None):
     begin = time.perf_counter()
     start(calm, checkpoint=False).join()
     start(warm := fresh('warm')).join()
-    duration = time.perf_counter() - begin
+    duration = (time.perf_counter() - begin) / 2
     expected, figures = result(calm), dict(runs=0, kills=0, inside_a_save=0, resumes=0, resumes_inside_an_epoch=0, torn_files=0, different_runs=0)
     figures['different_runs'] += not same(result(warm), expected)
     for run in range(runs):
         folder = fresh(f'run{run}')
-        kills, inside, torn = kill_until_done(folder, duration / 2, rng)
-        batches = [int(b) for b in re.findall(r'goes on in epoch \d+, batch (\d+)', (folder/'log').read_text())]
-        for k, v in dict(runs=1, kills=kills, inside_a_save=inside, resumes=len(batches), resumes_inside_an_epoch=sum(b > 0 for b in batches),
+        kills, inside, torn = kill_until_done(folder, rng, duration, n_kills)
+        found = resumes(folder)
+        for k, v in dict(runs=1, kills=kills, inside_a_save=inside, resumes=len(found), resumes_inside_an_epoch=sum(batch > 0 for _, batch in found),
                          torn_files=torn, different_runs=not same(result(folder), expected)).items(): figures[k] += v
     for name, disturb in disturbances().items():
         folder = fresh(name)
@@ -140,8 +178,13 @@ def crash(runs, seed=0, root=None):
         figures[name] = dict(first_process='ended' if ended else 'died', warned='could not be saved' in log, torn=is_torn(folder), equal=same(result(folder), expected))
     return figures
 
+class Stopwatch(Callback):
+    "Run `f` after each epoch."
+    def __init__(self, order, f): self.order, self.f = order, f
+    def after_epoch(self): self.f()
+
 def cost(n=25_000_000, rounds=9):
-    "Seconds of a save and of one `torch.save` of the same state, `n` numbers in the weights, with Adam; the best of `rounds`."
+    "Time a save and one `torch.save` of the same state, with `n` weights and Adam: the best of `rounds`, in seconds."
     folder = Path(tempfile.mkdtemp())
     model = nn.Sequential(*[nn.Linear(1000, n // 4000) for _ in range(4)])
     x, y = torch.randn(8, 1000), torch.randn(8, n // 4000)
@@ -150,33 +193,32 @@ def cost(n=25_000_000, rounds=9):
         def forward(self, x): return sum(layer(x) for layer in self.layers)
     dl = DataLoader(list(zip(x, y)), bs=8)
     learn = Learner(DataLoaders(dl, dl), Sum(), loss_func=nn.MSELoss(), path=folder)
-    times = dict(checkpoint=[], torch_save=[], torch_save_and_fsync=[])
-    def timed(name, f):
+    file, begin, times = folder/'models'/'cost.cycle', 0, dict(checkpoint=[], torch_save=[], torch_save_and_fsync=[])
+    def start_clock():
+        nonlocal begin
         begin = time.perf_counter()
-        f()
-        times[name].append(time.perf_counter() - begin)
-    class Time(Callback):
-        order = 20_000
-        def after_epoch(self):
-            keep = self.learn.cycle_checkpoint
-            state = torch.load(keep.path, weights_only=True)
-            def plain_save(): torch.save(state, folder/'plain')
-            def flushed_save():
-                torch.save(state, folder/'plain')
-                with open(folder/'plain', 'rb+') as f: os.fsync(f.fileno())
-            timed('checkpoint', lambda: keep._save(1, 0))
-            timed('torch_save', plain_save)
-            timed('torch_save_and_fsync', flushed_save)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(rounds, 1e-3, checkpoint='cost', cbs=Time())
-    size = (folder/'models'/'cost.cycle').stat().st_size
-    return dict(megabytes=round(size / 1e6), **{k: round(min(v), 3) for k, v in times.items()},
+    def stop_clock(name): times[name].append(time.perf_counter() - begin)
+    def compare():
+        stop_clock('checkpoint')
+        state = torch.load(file, weights_only=True)
+        start_clock()
+        torch.save(state, folder/'plain')
+        stop_clock('torch_save')
+        start_clock()
+        torch.save(state, folder/'plain')
+        with open(folder/'plain', 'rb+') as f: os.fsync(f.fileno())
+        stop_clock('torch_save_and_fsync')
+    around = [Stopwatch(9_000, start_clock), Stopwatch(20_000, compare)]     # a checkpoint is saved between these two
+    learn.fit_one_cycle(rounds, 1e-3, checkpoint='cost', cbs=around)
+    return dict(megabytes=round(file.stat().st_size / 1e6), **{k: round(min(v), 3) for k, v in times.items()},
                 to_torch_save=round(min(times['checkpoint']) / min(times['torch_save']), 2), to_torch_save_and_fsync=round(min(times['checkpoint']) / min(times['torch_save_and_fsync']), 2))
 
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
-    seed:int=0, # Seed of the moments of the kills
+    seed:int=0, # Seed of the times of the kills
+    kills:int=None, # Number of kills of each cycle, at drawn batches and saves; default at random moments until it ends
     cost_only:bool=False # Measure what a save costs instead
 ):
     "Kill cycles, or measure what a save costs, and print the figures."
-    for k, v in (cost() if cost_only else crash(runs, seed)).items(): print(f'{k}: {v}')
+    for k, v in (cost() if cost_only else crash(runs, seed, n_kills=kills)).items(): print(f'{k}: {v}')

@@ -1,8 +1,9 @@
-"""What a training batch costs with each scheduler, in microseconds, all columns in one run.
+"""The cost of a training batch with each scheduler, in microseconds, with all columns measured in one run.
 
 `python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run.
-*own*: the scheduler's own work at a batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
-events of the batch loop, called as the Learner calls them. Interleaved, the best of several rounds, one thread."""
+*own*: the scheduler's own work per batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
+events of the batch loop, called as the Learner calls them. Columns are interleaved on one thread; the best of several
+rounds counts."""
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
 N = 1_000_000
 
 def make_learner(opt, n_groups):
-    "A Learner in the middle of a fit of a million batches."
+    "Make a Learner that is in the middle of a fit of a million batches."
     model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_groups)])
     dl = DataLoader([(torch.zeros(1), torch.zeros(1))] * 1000, bs=1, device='cpu')
     learn = Learner(DataLoaders(dl, dl, device='cpu'), model, loss_func=nn.MSELoss(), opt_func=OPTS[opt], splitter=lambda m: [[p] for p in m])
@@ -36,7 +37,7 @@ def make_learner(opt, n_groups):
     return learn
 
 def columns(opt, n_groups):
-    "The functions to time, by column, each with the number of its batch."
+    "Return the functions to time, by column; each takes a batch number."
     cols = {}
     def add(name, cb, own=True):
         learn = make_learner(opt, n_groups)
@@ -51,14 +52,14 @@ def columns(opt, n_groups):
             for e in EVENTS: cb(e)
         if own: cols[f'{name} own'] = own_work
         cols[f'{name} whole'] = whole
-        cols['at'] = at                          # what the two above spend on moving to the batch, taken off again
+        cols['at'] = at                          # what the two above spend on moving to the batch, subtracted later
     lr = np.full(n_groups, .1)
     add('OneCycle', OneCycle(.1))
     add('fastai', ParamScheduler(dict(lr=combined_cos(.3, lr / 25, lr, lr / 25), mom=combined_cos(.3, .95, .85, .95))))
     add('empty', Callback(), own=False)
     torch_opt = torch.optim.AdamW([dict(params=[torch.zeros(1, requires_grad=True)]) for _ in range(n_groups)], lr=.1)
     torch_sched = torch.optim.lr_scheduler.OneCycleLR(torch_opt, .1, total_steps=10 * N)
-    torch_opt.step()      # else the scheduler warns at its first step
+    torch_opt.step()      # otherwise the scheduler warns at its first step
     cols['OneCycleLR own'] = lambda i: torch_sched.step()
     try:
         from ignite.handlers import CosineAnnealingScheduler
@@ -76,7 +77,7 @@ def columns(opt, n_groups):
     return cols
 
 def best_times(cols, rounds, calls):
-    "The best time of each column over interleaved `rounds` of some `calls`, µs a call."
+    "Time each column over interleaved `rounds` of `calls` calls: the best round, in µs per call."
     best = dict.fromkeys(cols, float('inf'))
     place = dict.fromkeys(cols, 0)
     for _ in range(rounds):
@@ -90,11 +91,11 @@ def best_times(cols, rounds, calls):
     return {name: t - at if name.split()[0] in ('OneCycle', 'fastai', 'empty') else t for name, t in best.items()}
 
 def preview(n, rounds):
-    "A plan of `n` batches and a loop over `OneCycleLR`, µs a batch."
+    "Time a plan of `n` batches and a loop over `OneCycleLR`, in µs per batch."
     plan = lambda: OneCycleSchedule(.1).plan(1, n).lrs
     opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=.1, momentum=.9)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, .1, total_steps=10 * N)
-    opt.step()            # else the scheduler warns at its first step
+    opt.step()            # otherwise the scheduler warns at its first step
     def loop():
         for _ in range(n // 100): sched.step()
     times = {}
@@ -108,7 +109,7 @@ def preview(n, rounds):
     return times
 
 def import_time(rounds):
-    "Seconds to import what fastai users import anyway, and the same with this package on top, the best of several."
+    "Time what fastai users import anyway, and this package on top of it: the best of several runs, in seconds."
     base = 'from fastai.basics import *; import fastai.callback.schedule'
     def once(code): return float(subprocess.run([sys.executable, '-c', f'import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)'],
                                                 capture_output=True, text=True, check=True).stdout)
@@ -117,8 +118,8 @@ def import_time(rounds):
 
 @call_parse
 def main(
-    json:str='', # Where to write the figures
-    quick:bool=False # A shortened run
+    json:str='', # File to write the figures to
+    quick:bool=False # Shorten the run
 ):
     "Measure what a training batch costs with each scheduler."
     torch.set_num_threads(1)
@@ -127,15 +128,15 @@ def main(
     for opt in OPTS:
         for n_groups in (1, 10, 100) if quick else (1, 10, 100, 1000):
             calls = max(40, some // n_groups)
-            # OneCycle works out its values a block at a time: a round that is as long as a block pays for exactly one
+            # OneCycle computes its values a block at a time: a round as long as a block pays for exactly one
             rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, dict(OneCycle=BLOCK // n_groups + 1, fastai=max(20, calls // 40), any=calls))
     table = pd.DataFrame(rows).T
     own = table['OneCycle own']
     ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'], 'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],
                            'whole / empty callback': table['OneCycle whole'] / table['empty whole']})
-    print('µs a batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
+    print('µs per batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
     previews = preview(10_000 if quick else N, rounds)
     imports = import_time(1 if quick else 5)
-    print('preview, µs a batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
-    print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'share {imports["onecycle_callback"] / imports["fastai"]:.1%}')
+    print('preview, µs per batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
+    print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
     if json: Path(json).write_text(dumps(dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, imports=imports), indent=1))

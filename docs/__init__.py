@@ -1,1 +1,1 @@
-"""The site and README.md out of the notebooks: `python -m docs`."""
+"""Build the site and README.md from the notebooks: `python -m docs`."""

@@ -1,18 +1,20 @@
-"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` does the latter alone."""
+"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` only does the latter."""
 import argparse
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 def processed(only=''):
-    "The notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
+    "Return the notebooks (or those named `only`) as nbdev processes them for its site, `{path within nbs: notebook}`."
     import nbformat
     from nbdev.serve import proc_nbs
-    os.environ['PYTHONWARNINGS'] = 'error:Found cells containing imports'   # nbdev's workers run such cells, the other lines in them too
-    folder = proc_nbs(force=True, file_glob=only)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, including their other lines
+        folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once a worker
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
 def write_readme(notebooks, cfg):
@@ -24,13 +26,13 @@ def write_readme(notebooks, cfg):
         (ROOT / path).write_bytes(data)
 
 def write_pages(notebooks, cfg, folder):
-    "The pages and the other files of nbs, for Sphinx."
+    "Write the pages for Sphinx."
     import nbformat
     import yaml
     from nbdev.config import nbpath2html
-    from docs.bridge import page, public_names, toctree
+    from docs.bridge import api_sections, page, toctree
     site, lib = cfg.doc_url, cfg.lib_path.name
-    known = {name.lower() for nb in notebooks.values() for name in public_names(nb, lib)}
+    known = {name.lower() for nb in notebooks.values() for shown in api_sections(nb, lib).values() for name in shown}
     for path, nb in notebooks.items():
         out = page(nb, lib, site, known)
         if path.name == 'index.ipynb':
@@ -41,7 +43,7 @@ def write_pages(notebooks, cfg, folder):
 
 def main():
     parser = argparse.ArgumentParser(prog='python -m docs', description=__doc__)
-    parser.add_argument('what', nargs='?', choices=['readme'], help='README.md alone')
+    parser.add_argument('what', nargs='?', choices=['readme'], help='write README.md only')
     what = parser.parse_args().what
     os.chdir(ROOT)
     from nbdev.config import get_config

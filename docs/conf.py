@@ -6,7 +6,8 @@ project = 'onecycle_callback'
 html_title = project
 extensions = ['myst_nb']
 nb_execution_mode = 'off'
-nb_ipywidgets_js = {}   # from the network, and without a kernel they do nothing
+nb_render_markdown_format = 'myst'   # outputs too may hold tables
+nb_ipywidgets_js = {}   # would come from the network, and do nothing without a kernel
 myst_heading_anchors = 3
 myst_enable_extensions = ['attrs_block', 'attrs_inline', 'colon_fence', 'deflist', 'dollarmath']
 html_theme = 'furo'
@@ -17,7 +18,7 @@ html_show_copyright = False
 html_math_renderer = 'mathml'
 
 def draw(as_block):
-    "A formula as MathML, which browsers draw themselves: no script from the network."
+    "Write a formula as MathML, which browsers render without a script from the network."
     def visit(self, node):
         self.body.append(tex2mathml(node.astext(), as_block=as_block))
         raise SkipNode

@@ -1,4 +1,4 @@
-"""README.md and its picture out of nbs/index.ipynb; nbdev's own command for it needs Quarto."""
+"""Make README.md and its images from nbs/index.ipynb; nbdev's own command for this needs Quarto."""
 import re
 from copy import deepcopy
 
@@ -11,7 +11,7 @@ from docs.bridge import WARNING, frontmatter, options
 IMAGES = 'docs/images'
 
 def readable(nb):
-    "`nb` without nbdev's first cells and without the source of cells that only show something."
+    "Drop nbdev's first cells from `nb`, and the source of cells that only show something."
     cells = []
     for cell in deepcopy(nb.cells[1:]):
         if cell.source.strip() == WARNING: continue
@@ -23,7 +23,7 @@ def readable(nb):
     return nbformat.v4.new_notebook(cells=cells)
 
 def readme(nb, site):
-    "README.md as text, and its pictures as `{path: bytes}`, from nbdev's index notebook; links lead to `site`."
+    "Return README.md as text, and its images as `{path: bytes}`, from nbdev's index notebook; links lead to `site`."
     about, nb = frontmatter(nb), readable(nb)
     alts = [c.metadata.alt for c in nb.cells if c.cell_type == 'code' and any('image/png' in o.get('data', {}) for o in c.outputs)]
     text, resources = MarkdownExporter().from_notebook_node(nb)

@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from onecycle_callback.callback import OneCycle
-from onecycle_callback.checkpoint import CycleCheckpoint
+from onecycle_callback.resume.checkpoint import CycleCheckpoint
 from onecycle_callback.schedule import OneCyclePlan, OneCycleSchedule, anneal_cos, anneal_exp, anneal_linear
 from onecycle_callback import explore, learner, recorder   # patch `OneCyclePlan`, `Learner` and `Recorder`
 

@@ -7,7 +7,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/demo.html.md"""
 # %% auto #0
 __all__ = ['digits_dls', 'digits_learner', 'plot_run', 'demo', 'main']
 
-# %% ../nbs/07_demo.ipynb #1a14414f
+# %% ../nbs/07_demo.ipynb #9ebe9dfc
+import re
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -30,15 +31,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import onecycle_callback
-from .arguments import check_whole
+from .arguments import Bounds, check_whole
 from .schedule import OneCycleSchedule
 
-# %% ../nbs/07_demo.ipynb #9dff3b89
+# %% ../nbs/07_demo.ipynb #7420832a
 def digits_dls(
     bs:int=64, # Batch size
     seed:int=42 # Seed of the split
 ) -> DataLoaders: # Batches of images, shape (bs, 1, 8, 8), and labels, shape (bs,)
-    "scikit-learn's digits, four fifths of them to train on and one fifth to validate."
+    "Return scikit-learn's digits as batches, four fifths of them to train on and one fifth to validate."
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     order = np.random.default_rng(seed).permutation(len(images))
@@ -47,88 +48,98 @@ def digits_dls(
     train = DataLoader(items[:cut], bs=bs, shuffle=True, drop_last=True, device='cpu')
     return DataLoaders(train, DataLoader(items[cut:], bs=2 * bs, device='cpu'), device='cpu')
 
-# %% ../nbs/07_demo.ipynb #370bef98
+# %% ../nbs/07_demo.ipynb #582c689a
 def digits_learner(
     bs:int=64, # Batch size
     seed:int=42, # Seed of the split, the weights and the order of the batches
     **kwargs # Other arguments of `Learner`
 ) -> Learner: # Ready to train, on the CPU
-    "A `Learner` with a small batch-norm convolutional net for the digits, trained by SGD."
-    set_seed(check_whole('seed', seed, 0, 2**32 - 1))
-    dls = digits_dls(check_whole('bs', bs, 1), seed)
+    "Return a `Learner` with a small batch-norm convolutional net for the digits, trained by SGD."
+    set_seed(check_whole('seed', seed, Bounds(ge=0, le=2**32 - 1)))
+    dls = digits_dls(check_whole('bs', bs), seed)
     block = lambda n_in, n_out: [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-    model = nn.Sequential(*block(1, 16), *block(16, 32), nn.MaxPool2d(2), *block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=0.9), metrics=accuracy, **kwargs)
+    model = nn.Sequential(*block(1, 16), *block(16, 32), nn.MaxPool2d(2), *block(32, 64),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=0.9), metrics=accuracy) | kwargs
+    return Learner(dls, model, **kwargs)
 
-# %% ../nbs/07_demo.ipynb #13398673
+# %% ../nbs/07_demo.ipynb #e8b00a12
 def plot_run(
     learn # A `Learner` after `fit_one_cycle`
 ): # The figure
-    "LR and momentum of the last cycle side by side, the loss below."
+    "Draw LR and momentum of the last cycle side by side, and the loss below."
     fig, axes = plt.subplot_mosaic([['lr', 'mom'], ['loss', 'loss']], figsize=(12, 7.5), layout='constrained')
     learn.recorder.plot_lr(show_moms=True, ax=[axes['lr'], axes['mom']])
     learn.recorder.plot_loss(skip_start=0, show_epochs=True, ax=axes['loss'])
     axes['loss'].set(xlabel='batch', title='')
     return fig
 
-# %% ../nbs/07_demo.ipynb #c6ecdb49
+# %% ../nbs/07_demo.ipynb #a6631732
 def _together(learn):
-    "A context in which `learn` trains with the other processes, if there are any, on GPUs, if there are any."
+    "Return a context in which `learn` trains with the other processes, if there are any, on GPUs, if there are any."
     if num_distrib() < 2: return nullcontext()
     from onecycle_callback import distributed   # needs accelerate, which nothing else here does
     gpu = torch.cuda.is_available()
     return learn.distrib_ctx(sync_bn=gpu, cpu=not gpu)
 
-# %% ../nbs/07_demo.ipynb #a16b1356
+# %% ../nbs/07_demo.ipynb #5384aba3
 def _check_out(out):
-    "The path to save a picture at, refused before training if that cannot work."
+    "Return the path to save a picture at; raises `ValueError` before training if that can't work."
     path, kinds = Path(out), plt.figure().canvas.get_supported_filetypes()
     plt.close()
     if not path.parent.is_dir(): raise ValueError(f'out must be in a folder that exists, got {out}')
     if path.suffix[1:] not in kinds: raise ValueError(f'out must end in one of {", ".join(sorted(kinds))}, got {out}')
     return path
 
-# %% ../nbs/07_demo.ipynb #3e85f02c
+# %% ../nbs/07_demo.ipynb #09827592
 def demo(
     cycle_len:int=10, # Number of epochs
     max_lr:float=0.1, # Peak learning rate
     div_factor:float=OneCycleSchedule.div_factor, # The cycle starts at max_lr/div_factor
-    pct_start:float=OneCycleSchedule.pct_start, # Share of the batches before the peak
+    pct_start:float=OneCycleSchedule.pct_start, # Fraction of the batches before the peak
     seed:int=42, # Seed of the split, the weights and the order of the batches
     bs:int=64, # Batch size
     out:str='onecycle.png' # Where to save the picture
 ):
-    "Train on scikit-learn's digits with one cycle, and compare what was used with the plan. --cycle_len and --cycle-len are the same."
-    first = rank_distrib() == 0
-    say = print if first else noop
+    """Train on scikit-learn's digits with one cycle, and compare what was used with the plan.
+
+    --cycle_len and --cycle-len are the same."""
+    is_main = rank_distrib() == 0
+    say = print if is_main else noop
     path = _check_out(out)
     learn = digits_learner(bs, seed)
     call = dict(cycle_len=cycle_len, max_lr=max_lr, div_factor=div_factor, pct_start=pct_start)
     with _together(learn):
         plan = learn.preview_one_cycle(**call)
-        say(f'The plan: {plan.n_epoch} epochs of {plan.n_batch} batches, the peak at batch {plan.peak}, the first of all being batch 0')
+        say(f'The plan: {plan.n_epoch} epochs of {plan.n_batch} batches, the peak at batch {plan.peak}, counted from 0')
         say(plan.table.to_string(float_format='{:.4f}'.format), flush=True)
         learn.fit_one_cycle(**call)
     hps = learn.recorder.hps
     equal = hps['lr'] == plan.lrs[:, -1].tolist() and hps['mom'] == plan.moms.tolist()
     say(f'validation accuracy: {learn.recorder.values[-1][-1]:.4f}')
     say(f'recorded values equal the plan: {"yes" if equal else "NO"}, {len(hps["lr"])} of {len(plan)} batches')
-    if first: plot_run(learn).savefig(path, dpi=100)
+    if is_main: plot_run(learn).savefig(path, dpi=100)
     say(f'picture: {out}')
     if not equal: sys.exit(1)
 
-# %% ../nbs/07_demo.ipynb #34bcd735
+# %% ../nbs/07_demo.ipynb #ff265f82
+def _spelled(args, parser):
+    "Return `args` with their flags spelled as `parser` does: with `_` by fastcore 1, with `-` by fastcore 2."
+    sep = '-' if '--cycle-len' in parser.format_usage() else '_'
+    def spelled(arg):
+        name, equals, value = arg.partition('=')
+        return '--' + re.sub('[-_]', sep, name[2:]) + equals + value if arg.startswith('--') else arg
+    return [spelled(arg) for arg in args]
+
+# %% ../nbs/07_demo.ipynb #3035ec52
 def main():
-    "The command line of `demo`; a bad value is one line on stderr and exit code 2."
+    "Run `demo` with the arguments of the command line; a bad value gives a one-line error and exit code 2."
     parser = anno_parser(demo, prog='onecycle-demo')
     def error(message):
         if rank_distrib(): sleep(5)
         parser.exit(2, f'onecycle-demo: {message}\n')
     parser.error = error
-    sep = '-' if '--cycle-len' in parser.format_help() else '_'   # fastcore 1 spells its flags with _, fastcore 2 with -
-    def spell(arg):
-        name, equals, value = arg.partition('=')
-        return '--' + name[2:].replace('-', sep).replace('_', sep) + equals + value if arg.startswith('--') else arg
-    args = {k: v for k, v in vars(parser.parse_args(list(map(spell, sys.argv[1:])))).items() if k not in ('pdb', 'xtra')}
+    args = parser.parse_args(_spelled(sys.argv[1:], parser))
+    args = {k: v for k, v in vars(args).items() if k not in ('pdb', 'xtra')}
     try: demo(**args)
     except (ValueError, TypeError) as e: error(e)

@@ -1,4 +1,4 @@
-"""fastai's training in several processes, also where there is no GPU
+"""fastai's training in several processes, also without a GPU
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/distributed.html.md"""
 
@@ -7,23 +7,25 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/distributed.html.md"
 # %% auto #0
 __all__ = ['broadcast_on_cpu']
 
-# %% ../nbs/09_distributed.ipynb #a0173737
+# %% ../nbs/09_distributed.ipynb #ab779d83
 import torch
 
 try: import accelerate
 except ModuleNotFoundError as e:
-    raise ModuleNotFoundError("training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'", name='accelerate') from e
-from fastai.distributed import DistributedDL
+    missing = "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
+    raise ModuleNotFoundError(missing, name='accelerate') from e
 
-# %% ../nbs/09_distributed.ipynb #146b5ca7
+from .internals import replace_broadcast
+
+# %% ../nbs/09_distributed.ipynb #3505368a
 def broadcast_on_cpu(
-    self, # The `DistributedDL`, which is not looked at
-    t:list, # Whole numbers, as many in every process
-    rank:int # The process whose numbers count
-) -> list: # The numbers of `rank`, in every process
-    "What `DistributedDL._broadcast` does, without its detour over a GPU."
-    t = torch.tensor(t)
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
+    self, # The `DistributedDL`, which isn't used
+    t:list, # Whole numbers, equally many on every rank
+    rank:int # The rank whose numbers count
+) -> list: # The numbers of `rank`, on every rank
+    "Send a list of whole numbers from `rank` to the others, as `DistributedDL._broadcast` does, without a GPU."
+    numbers = torch.tensor(t)
+    torch.distributed.broadcast(numbers, rank)
+    return numbers.tolist()
 
-if not torch.cuda.is_available(): DistributedDL._broadcast = broadcast_on_cpu
+if not torch.cuda.is_available(): replace_broadcast(broadcast_on_cpu)

@@ -1,4 +1,4 @@
-"""Sliders over a plan: move one and see what it does to every batch
+"""Sliders for a plan: move one and see what it does to every batch
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/explore.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/explore.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/08_explore.ipynb #3af4a5c5
+# %% ../nbs/08_explore.ipynb #949b29a7
 from dataclasses import replace
 from html import escape
 from math import floor, inf, log10
@@ -18,54 +18,65 @@ from fastcore.basics import patch
 from .plot import figure_html
 from .schedule import OneCyclePlan
 
-# %% ../nbs/08_explore.ipynb #6ec28b19
-def _moved(plan, max_lr, n_epoch, **changes):
-    "`plan` with `changes` of its schedule and `max_lr` as the peak of its last parameter group; the other groups keep their share of it."
+# %% ../nbs/08_explore.ipynb #fa1dfaac
+def _with_values(plan, max_lr, n_epoch, **changes):
+    "Return `plan` with `changes` to its schedule and `max_lr` for the last group; the ratios between groups stay."
     peaks = plan.at([plan.peak])[0][0]
     peaks = (*(peaks[:-1] * (max_lr / peaks[-1])).tolist(), max_lr)
-    return replace(plan, n_epoch=n_epoch, schedule=replace(plan.schedule, max_lr=peaks if len(peaks) > 1 else max_lr, **changes))
+    schedule = replace(plan.schedule, max_lr=peaks if len(peaks) > 1 else max_lr, **changes)
+    return replace(plan, n_epoch=n_epoch, schedule=schedule)
 
+# %% ../nbs/08_explore.ipynb #52dc09ea
 def _page(plan, values):
-    "What the sliders' `values` make of `plan`, as HTML."
-    try: moved = _moved(plan, **values)
+    "Return `plan` with the `values` of the sliders as HTML."
+    try: plan = _with_values(plan, **values)
     except ValueError as e: return f'<p>{escape(str(e))}</p>'
-    picture = figure_html(np.ravel(moved.plot(figsize=(10, 3.2)))[0].figure, 'Learning rate and momentum of every batch')
-    return f'<code>{escape(repr(moved.schedule))}</code><br>{picture}{moved.table.to_html()}'
+    figure = np.ravel(plan.plot(figsize=(10, 3.2)))[0].figure
+    picture = figure_html(figure, 'Learning rate and momentum of every batch')
+    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan.table.to_html()}'
 
-# %% ../nbs/08_explore.ipynb #b9a8fc55
+# %% ../nbs/08_explore.ipynb #807754bf
 def _round_numbers(low, high):
-    "Ten numbers in each power of ten from `10**low` to below `10**high`."
+    "Return ten numbers in each power of ten from `10**low` to below `10**high`."
     return {float(f'{first}e{power}') for power in range(low, high) for first in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
 
-def _sliders(w, plan):
-    "A slider of ipywidgets `w` for each argument, by its name, at the values of `plan`."
+# %% ../nbs/08_explore.ipynb #51308a7e
+def _stops(plan):
+    "Return the value and the stops of the slider of each argument."
     s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
     power, div_power = floor(log10(peak)), floor(log10(s.div_factor))
     ends = {10. ** k for k in range(7)} | {s.final_div or 1., inf}
-    stops = dict(max_lr=(peak, sorted(_round_numbers(min(-5, power), max(1, power + 2)) | {peak})),
-                 div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, div_power + 2)) | {s.div_factor})),
-                 pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
-                 final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]),
-                 n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
-    return {name: w.SelectionSlider(description=name, value=value, options=options, layout=w.Layout(width='32em'), style=dict(description_width='6em'))
-            for name, (value, options) in stops.items()}
+    return dict(
+        max_lr=(peak, sorted(_round_numbers(min(-5, power), max(1, power + 2)) | {peak})),
+        div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, div_power + 2)) | {s.div_factor})),
+        pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
+        final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]),
+        n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
+
+# %% ../nbs/08_explore.ipynb #2083067a
+def _sliders(widgets, plan):
+    "Return a slider of ipywidgets for each argument, by its name, at the values of `plan`."
+    looks = dict(layout=widgets.Layout(width='32em'), style=dict(description_width='6em'))
+    return {name: widgets.SelectionSlider(description=name, value=value, options=options, **looks)
+            for name, (value, options) in _stops(plan).items()}
 
 def _values(sliders):
-    "The arguments that `sliders` stand at."
+    "Return the arguments that `sliders` are set to."
     values = {name: slider.value for name, slider in sliders.items()}
     return values | dict(final_div=None if values['final_div'] == 'None' else float(values['final_div']))
 
-# %% ../nbs/08_explore.ipynb #57bca836
+# %% ../nbs/08_explore.ipynb #75ffe0f5
 @patch
 def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
-    """The plan's picture and table under sliders for `max_lr` (of the last parameter group), `div_factor`, `pct_start`,
-    `final_div` and the number of epochs.
+    """Show the plan's picture and table below sliders.
 
-    It begins at the plan's own values. The plan itself stays as it is. Raises an `ImportError` where ipywidgets is missing."""
-    try: import ipywidgets as w
-    except ImportError: raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None
-    sliders, page = _sliders(w, self), w.HTML()
+    They are for `max_lr` (of the last parameter group), `div_factor`, `pct_start`, `final_div` and the number of epochs,
+    and start at the plan's own values; the plan itself stays as it is. Raises `ImportError` if ipywidgets is missing."""
+    try: import ipywidgets as widgets
+    except ImportError:
+        raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None
+    sliders, page = _sliders(widgets, self), widgets.HTML()
     def draw(_=None): page.value = _page(self, _values(sliders))
     for slider in sliders.values(): slider.observe(draw, 'value')
     draw()
-    return w.VBox([*sliders.values(), page])
+    return widgets.VBox([*sliders.values(), page])

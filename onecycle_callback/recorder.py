@@ -7,65 +7,78 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/05_recorder.ipynb #ad795876
+# %% ../nbs/05_recorder.ipynb #0ef0e680
 import numpy as np
-from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
 from fastai.callback.core import Callback
+from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
 from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .plot import plot_hypers
 
-# %% ../nbs/05_recorder.ipynb #9df079a7
+# %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
 def __call__(self:Recorder, event_name):
-    "Answer an event as any `Callback`; at the first training epoch of a fit, drop what was recorded in an earlier one."
+    "Handle an event as any `Callback`; at the first training epoch of a fit, drop what an earlier fit recorded."
     result = Callback.__call__(self, event_name)
-    if event_name == 'before_train':
-        if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
-        self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', vars(self).get('lrs', ()))))
+    if event_name == 'before_train': self.start_epoch_record()
     return result
 
-# %% ../nbs/05_recorder.ipynb #84dec64a
+@patch
+def start_epoch_record(self:Recorder):
+    "Note where in the record the current epoch starts."
+    if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
+    recorded = self.hps.get('lr', vars(self).get('lrs', ()))
+    self.starts.setdefault(getattr(self, 'epoch', 0), len(recorded))
+
+# %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
 def __getstate__(self:Recorder):
-    "What is saved of a `Recorder`: everything but the plan."
+    "Return what is saved of a `Recorder`: everything but the plan."
     return self.__dict__ | dict(plan=None)
 
-# %% ../nbs/05_recorder.ipynb #3805a6f2
-def _record(recorder, keys):
-    "What `plot_hypers` needs to draw `keys` (default all) of the current fit."
+# %% ../nbs/05_recorder.ipynb #8964f8a8
+def _drawable(recorder, keys):
+    "Return the arguments with which `plot_hypers` draws `keys` (default all) of the current fit."
     hps = vars(recorder).get('hps', {})
-    if not any(map(len, hps.values())): raise ValueError('recorder.hps holds nothing to draw yet: train with a schedule first, for example with learn.fit_one_cycle(1)')
+    if not any(map(len, hps.values())):
+        raise ValueError('recorder.hps holds nothing to draw yet: '
+                         'train with a schedule first, for example with learn.fit_one_cycle(1)')
     wrong = [k for k in L(keys) if k not in hps]
-    if wrong: raise ValueError(f'keys must be out of {", ".join(hps)}, which this fit recorded, got {", ".join(map(str, wrong))}')
-    n = min(map(len, hps.values()))   # a fit that died inside a batch may have recorded it for one scheduler alone
+    if wrong:
+        raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, got {", ".join(map(str, wrong))}')
+    n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     hypers = {k: hps[k][:n] for k in (L(keys) or hps)}
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
     if plan is None: return dict(hypers=hypers, epochs=starts)
-    at = [(epoch * plan.n_batch + np.arange(n)) for epoch, n in zip(starts, np.diff([*starts.values(), n]))]
-    batches = np.concatenate(at)
+    batches = _batch_numbers(starts, n, plan.n_batch)
     if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
-    return dict(hypers=hypers, batches=batches, epochs={epoch: epoch * plan.n_batch for epoch in starts}, peak=plan.peak)
+    epochs = {epoch: epoch * plan.n_batch for epoch in starts}
+    return dict(hypers=hypers, batches=batches, epochs=epochs, peak=plan.peak)
 
-# %% ../nbs/05_recorder.ipynb #c2e1f4ca
+def _batch_numbers(starts, n, n_batch):
+    "Return the number in the cycle of each of `n` recorded batches, from the records at which epochs start."
+    lengths = np.diff([*starts.values(), n])
+    return np.concatenate([epoch * n_batch + np.arange(length) for epoch, length in zip(starts, lengths)])
+
+# %% ../nbs/05_recorder.ipynb #c299c093
 @patch
 def plot_lr(self:Recorder,
-    show_moms:bool=False, # Draw momentum beside the LR
-    ax=None, # Axes to draw on, one for each picture; default new ones
-    figsize:tuple|None=None # Width and height of new axes in inches
-): # The axes: one alone, or a list
-    "Draw the LR of each batch of the last fit, a line for each parameter group that differs; `ValueError` if none was recorded."
+    show_moms:bool=False, # Draw momentum too
+    ax=None, # Axes to draw on, one per picture; default new ones
+    figsize:tuple[float, float]|None=None # Width and height of new axes in inches
+): # The axes: a single one, or a list
+    "Draw the LR of each batch of the last fit, one line per group that differs; raises `ValueError` if there is none."
     keys = ['lr', 'mom'] if show_moms and 'mom' in vars(self).get('hps', {}) else ['lr']
-    return plot_hypers(**_record(self, keys), ax=ax, figsize=figsize)
+    return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)
 
-# %% ../nbs/05_recorder.ipynb #cd0db221
+# %% ../nbs/05_recorder.ipynb #b9fa418e
 @patch
 def plot_sched(self:Recorder,
     keys=None, # Names of hyper-parameters (`'lr'`, `'mom'`, …); default all that were recorded
-    figsize:tuple|None=None, # Width and height of new axes in inches
-    ax=None # Axes to draw on, one for each picture; default new ones
-): # The axes: one alone, or a list
-    "Draw each hyper-parameter that a scheduler set in the last fit; `ValueError` if there was none."
-    return plot_hypers(**_record(self, keys), ax=ax, figsize=figsize)
+    figsize:tuple[float, float]|None=None, # Width and height of new axes in inches
+    ax=None # Axes to draw on, one per picture; default new ones
+): # The axes: a single one, or a list
+    "Draw each hyper-parameter that a scheduler set in the last fit; raises `ValueError` if none was recorded."
+    return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)

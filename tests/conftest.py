@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers import copy_tree
+import onecycle_callback  # noqa: F401 (patches the Learner that the tests train)
 
 @pytest.fixture(autouse=True)
 def close_figures():

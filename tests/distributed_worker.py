@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from fastai.basics import Adam, Callback, DataLoader, DataLoaders, OptimWrapper, SGD, partial, rank_distrib, set_seed
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial, rank_distrib, set_seed
 from fastai.callback.training import GradientAccumulation
 
-from helpers import Plain, Spy, dataset, learner
+from helpers import Spy, dataset, learner
 from onecycle_callback import CycleCheckpoint
 import onecycle_callback.distributed  # noqa: F401
 
@@ -46,7 +46,7 @@ def bn_learner(n_items, opt_func, drop_last=True):
     "Two groups, batch norm, batches of 4."
     train = DataLoader(dataset(n_items), bs=4, shuffle=True, drop_last=drop_last, device='cpu')
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    return Plain(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=opt_func,
+    return Learner(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=opt_func,
                  splitter=lambda m: [[*m[0].parameters(), *m[1].parameters()], list(m[2].parameters())])
 
 def cycles(folder):
@@ -70,7 +70,7 @@ def after(folder):
     learn = bn_learner(40, Adam)
     with learn.distrib_ctx(**CPU): learn.fit_one_cycle(1, .1)
     together = learn.recorder.hps
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .1)
+    learn.fit_one_cycle(1, .1)
     return together, learn.recorder.hps, [type(dl).__name__ for dl in learn.dls], type(learn.model).__name__
 
 class Kill(Callback):
@@ -81,18 +81,22 @@ class Kill(Callback):
         if self.training and self.train_iter == self.at: os.kill(os.getpid(), signal.SIGKILL)
 
 def long_cycle(folder, checkpoint=None, cbs=None):
-    "A cycle with shuffling and dropout, and all that must be equal in the end."
+    "A cycle with shuffling and dropout, 12 batches per epoch in each process, and all that must be equal in the end."
     set_seed(rank_distrib())
-    train = DataLoader(dataset(40), bs=4, shuffle=True, drop_last=True, device='cpu')
+    train = DataLoader(dataset(96), bs=4, shuffle=True, drop_last=True, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 1))
-    learn = Plain(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
+    learn = Learner(DataLoaders(train, DataLoader(dataset(16), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
     with learn.distrib_ctx(**CPU): learn.fit_one_cycle(4, 1e-2, checkpoint=checkpoint, cbs=cbs)
-    return dict(weights=state(learn), losses=[float(x) for x in learn.recorder.losses], hps=learn.recorder.hps, values=[list(v) for v in learn.recorder.values], draw=torch.rand(3).tolist())
+    return dict(weights=state(learn), losses=[float(x) for x in learn.recorder.losses], hps=learn.recorder.hps,
+                values=[list(v) for v in learn.recorder.values], draw=torch.rand(3).tolist())
 
-def undisturbed(folder): return long_cycle(folder)
-def one_killed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3), Kill(13) if rank_distrib() else None)
-def all_killed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3), Kill(13))
-def resumed(folder): return long_cycle(folder, CycleCheckpoint('run1', every=3))
+KEEP = dict(checkpoint=CycleCheckpoint('run1', every=5))
+
+def uninterrupted(folder): return long_cycle(folder)
+def one_killed(folder): return long_cycle(folder, **KEEP, cbs=Kill(19) if rank_distrib() else None)
+def all_killed(folder): return long_cycle(folder, **KEEP, cbs=Kill(33))
+def resumed(folder): return long_cycle(folder, **KEEP)
+def complete(folder): return long_cycle(folder, **KEEP)
 
 if __name__ == '__main__':
     torch.manual_seed(rank_distrib())

@@ -1,5 +1,6 @@
-"""Small learners, one of each of fastai's applications too, and a callback that reads back what an optimizer really holds."""
-import copy
+"""Small Learners with all their default callbacks, one of each of fastai's applications too, and how to look at them.
+
+This package is not imported here, so that fastai alone can train the same Learners."""
 import random
 import shutil
 import subprocess
@@ -8,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from fastai.basics import Callback, DataLoaders, DataLoader, Learner, OptimWrapper, Adam, L, noop, set_seed
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, L, Learner, OptimWrapper, set_seed
+from fastai.callback.progress import ProgressCallback  # noqa: F401 (what fastai's applications give each Learner)
 from fastai.optimizer import Lookahead
-
-import onecycle_callback  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'benchmarks', 'pyproject.toml', 'setup.cfg', 'README.md')
@@ -25,27 +25,22 @@ def copy_tree(to):
     subprocess.run(['git', 'init', '-q'], cwd=to, check=True)
     return to
 
-class Plain(Learner):
-    "A Learner without bars and lines on the screen."
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if hasattr(self, 'progress'): self.remove_cb(self.progress)
-        self.logger = noop
-
 def dataset(n):
     x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)
     return list(zip(x, x.sum(1, keepdim=True)))
 
-def learner(n_batch=5, n_groups=1, bs=4, **kwargs):
-    "`n_batch` batches an epoch, a model of `n_groups` layers and parameter groups."
-    torch.manual_seed(0)
+def layers(model):
+    "A parameter group for each layer."
+    return [list(layer.parameters()) for layer in model]
+
+def learner(n_batch=12, n_groups=1, bs=4, **kwargs):
+    "The same Learner every time: `n_batch` batches an epoch, a model of `n_groups` layers and parameter groups."
+    set_seed(0)
     train = DataLoader(dataset(n_batch * bs), bs=bs, shuffle=True, device='cpu')
     valid = DataLoader(dataset(bs), bs=bs, device='cpu')
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n_groups - 1)], nn.Linear(3, 1))
-    kwargs.setdefault('splitter', lambda m: [list(layer.parameters()) for layer in m])
-    kwargs.setdefault('opt_func', Adam)
-    kwargs.setdefault('loss_func', nn.MSELoss())
-    return Plain(DataLoaders(train, valid, device='cpu'), model, **kwargs)
+    kwargs = dict(loss_func=nn.MSELoss(), opt_func=Adam, splitter=layers) | kwargs
+    return Learner(DataLoaders(train, valid, device='cpu'), model, **kwargs)
 
 def groups_of(opt):
     "The parameter groups of a torch optimizer, or fastai's dictionaries, without this package's help."
@@ -69,38 +64,52 @@ class Spy(Callback):
         self.seen_moms.append([momentum(g) for g in groups])
         self.places.append((self.epoch, self.iter))
 
+class At(Callback):
+    "Do something in an event of one batch."
+    order = 200
+    def __init__(self, epoch, batch, act, event='after_batch'):
+        self.when, self.act, self.event = (epoch, batch), act, event
+    def _maybe(self, event):
+        if event == self.event and self.training and (self.epoch, self.iter) == self.when: self.act()
+    def before_batch(self): self._maybe('before_batch')
+    def after_batch(self): self._maybe('after_batch')
+
+def throw(error):
+    def act(): raise error
+    return act
+
 def frozen_state(learn):
     "Everything that a refused call must leave alone, in a form that can be compared."
     def plain(v):
-        if isinstance(v, torch.Tensor): return v.detach().clone().tolist()
-        if isinstance(v, dict): return {str(k) if not isinstance(k, torch.Tensor) else id(k): plain(x) for k, x in v.items()}
+        if isinstance(v, (torch.Tensor, np.ndarray)): return v.tolist()
+        if isinstance(v, dict): return {id(k) if isinstance(k, torch.Tensor) else k: plain(x) for k, x in v.items()}
         if isinstance(v, (list, tuple, L)): return [plain(x) for x in v]
         return v
-    opt = learn.opt
-    return copy.deepcopy(dict(
-        weights=plain(learn.model.state_dict()), grads=[p.requires_grad for p in learn.model.parameters()], training=learn.model.training,
+    opt, recorded = learn.opt, ('lrs', 'losses', 'iters', 'values', 'hps', 'starts')
+    return dict(
+        weights=plain(learn.model.state_dict()), training=learn.model.training,
+        grads=[p.requires_grad for p in learn.model.parameters()],
         opt=None if opt is None else (id(opt), plain(opt.state_dict())),
-        cbs=[id(cb) for cb in learn.cbs], attributes=sorted(vars(learn)), lr=learn.lr, wd=learn.wd,
-        recorder={k: plain(v) for k, v in vars(learn.recorder).items() if k in ('lrs', 'losses', 'iters', 'values', 'hps', 'starts')},
-        python=random.getstate(), numpy=str(np.random.get_state()), torch=torch.get_rng_state().tolist()))
+        cbs=[id(cb) for cb in learn.cbs], logger=id(learn.logger), attributes=sorted(vars(learn)),
+        lr=plain(learn.lr), wd=plain(learn.wd),
+        recorder={k: plain(v) for k, v in vars(learn.recorder).items() if k in recorded},
+        python=random.getstate(), numpy=plain(np.random.get_state()), torch=torch.get_rng_state().numpy().tobytes())
 
-# Learners of fastai's applications, on data that is made here or ships with scikit-learn, each with some items to predict. Their imports are slow, so each has its own.
-
-def quiet(learn):
-    learn.remove_cb(learn.progress)
-    learn.logger = noop
-    return learn
+# Learners of fastai's applications, on data that is made here or ships with scikit-learn, each with some items to
+# predict. Their imports are slow, so each has its own.
 
 def tabular(path):
     "scikit-learn's wines: 13 numbers and a category tell the kind."
-    from fastai.tabular.all import Categorify, CategoryBlock, FillMissing, Normalize, TabularDataLoaders, accuracy, tabular_learner
+    from fastai.tabular.all import (Categorify, CategoryBlock, FillMissing, Normalize, TabularDataLoaders, accuracy,
+                                    tabular_learner)
     from sklearn.datasets import load_wine
     df = load_wine(as_frame=True).frame
     df['strong'] = np.where(df.alcohol > 13, 'yes', 'no')
     set_seed(0)
-    dls = TabularDataLoaders.from_df(df, path, procs=[Categorify, FillMissing, Normalize], cat_names=['strong'], cont_names=list(df.columns[:13]),
-                                     y_names='target', y_block=CategoryBlock(), bs=32, device='cpu')
-    return quiet(tabular_learner(dls, layers=[8], metrics=accuracy, path=path)), df[:20]
+    dls = TabularDataLoaders.from_df(
+        df, path, procs=[Categorify, FillMissing, Normalize], cat_names=['strong'], cont_names=list(df.columns[:13]),
+        y_names='target', y_block=CategoryBlock(), bs=12, device='cpu')
+    return tabular_learner(dls, layers=[8], metrics=accuracy, path=path), df[:20]
 
 def collab(path):
     "Ratings of users of one taste or the other, made here."
@@ -108,35 +117,43 @@ def collab(path):
     from fastai.collab import CollabDataLoaders, collab_learner
     set_seed(0)
     df = pd.DataFrame([dict(user=u, item=i, rating=1 + 4. * ((u + i) % 2)) for u in range(12) for i in range(10)])
-    return quiet(collab_learner(CollabDataLoaders.from_df(df, path=path, bs=16, device='cpu'), n_factors=4, y_range=(0, 5.5), path=path)), df[:20]
+    dls = CollabDataLoaders.from_df(df, path=path, bs=8, device='cpu')
+    return collab_learner(dls, n_factors=4, y_range=(0, 5.5), path=path), df[:20]
 
 def reviews():
     import pandas as pd
-    return pd.DataFrame([dict(text=f'the {thing} was {word} and the {other} {word} too', label=label) for thing in ('film', 'book', 'play', 'song') for other in ('end', 'start')
-                         for word, label in (('good', 'pos'), ('fine', 'pos'), ('bad', 'neg'), ('poor', 'neg'))] * 2)
+    words = dict(good='pos', fine='pos', bad='neg', poor='neg')
+    return pd.DataFrame([dict(text=f'the {thing} was {word} and the {other} {word} too', label=label)
+                         for thing in ('film', 'book', 'play', 'song') for other in ('end', 'start')
+                         for word, label in words.items()] * 2)
 
-def text_dls(path, **kwargs):
-    from fastai.text.all import TextDataLoaders, Tokenizer, BaseTokenizer
+def text_dls(path, bs, **kwargs):
+    from fastai.text.all import BaseTokenizer, TextDataLoaders
     set_seed(0)
-    return TextDataLoaders.from_df(reviews(), path, text_col='text', bs=8, device='cpu', tok_tfm=Tokenizer.from_df('text', tok=BaseTokenizer()), **kwargs)
+    return TextDataLoaders.from_df(reviews(), path, text_col='text', tok_tfm=BaseTokenizer(), bs=bs, device='cpu',
+                                   **kwargs)
 
 def text_classifier(path):
     from fastai.text.all import AWD_LSTM, accuracy, awd_lstm_clas_config, text_classifier_learner
     config = awd_lstm_clas_config | dict(emb_sz=6, n_hid=8)
-    return quiet(text_classifier_learner(text_dls(path, label_col='label'), AWD_LSTM, pretrained=False, config=config, metrics=accuracy, path=path)), reviews()[:20]
+    dls = text_dls(path, 4, label_col='label')
+    learn = text_classifier_learner(dls, AWD_LSTM, pretrained=False, config=config, metrics=accuracy, path=path)
+    return learn, reviews()[:20]
 
 def language_model(path):
     from fastai.text.all import AWD_LSTM, awd_lstm_lm_config, language_model_learner
     config = awd_lstm_lm_config | dict(emb_sz=6, n_hid=8)
-    return quiet(language_model_learner(text_dls(path, is_lm=True, seq_len=5), AWD_LSTM, pretrained=False, config=config, path=path)), None
+    dls = text_dls(path, 8, is_lm=True, seq_len=5)
+    return language_model_learner(dls, AWD_LSTM, pretrained=False, config=config, path=path), None
 
 def vision(path):
-    "scikit-learn's digits as pictures of 32 by 32 pixels."
+    "scikit-learn's digits as picture files of 32 by 32 pixels."
     from fastai.vision.all import ImageDataLoaders, PILImageBW, Resize, accuracy, resnet18, vision_learner
     from sklearn.datasets import load_digits
     set_seed(0)
     digits = load_digits()
-    images = [PILImageBW.create(np.uint8(image * 15)) for image in digits.images[:60]]
-    labels = dict(enumerate(digits.target[:60].tolist()))
-    dls = ImageDataLoaders.from_lists(path, list(labels), list(labels.values()), item_tfms=[images.__getitem__, Resize(32)], bs=16, device='cpu')
-    return quiet(vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, n_in=1, path=path)), list(labels)[:20]
+    labels = {path/f'{i}.png': kind for i, kind in enumerate(digits.target[:60].tolist())}
+    for file, image in zip(labels, digits.images): PILImageBW.create(np.uint8(image * 15)).save(file)
+    dls = ImageDataLoaders.from_lists(path, list(labels), list(labels.values()), img_cls=PILImageBW,
+                                      item_tfms=Resize(32), bs=4, device='cpu')
+    return vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, n_in=1, path=path), list(labels)[:20]

@@ -13,6 +13,7 @@ from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
 from helpers import dataset
+from interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
 
 TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
@@ -31,7 +32,7 @@ def run_jobs(folder, *jobs):
 
 @pytest.fixture(scope='module')
 def jobs(tmp_path_factory):
-    names = 'cycles', 'refused', 'after'
+    names = 'cycles', 'refused', 'after', 'uninterrupted'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
@@ -62,20 +63,32 @@ def test_alone_again_afterwards(jobs):
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory): return run_jobs(tmp_path_factory.mktemp('undisturbed'), 'undisturbed')[0]
-
-@pytest.mark.parametrize('killed', ['one_killed', 'all_killed'])
-def test_a_killed_cycle_goes_on(undisturbed, tmp_path, killed):
-    "After a kill of one process, or of both, in the middle of an epoch: the same bits, in each process its own losses and random numbers."
-    process = start(TESTS / 'distributed_worker.py', killed, tmp_path)
+def killed(tmp_path_factory):
+    "A cycle in the middle of which one process is killed, then both, and which then ends: what each start printed, and what the last one gave."
+    folder, printed = tmp_path_factory.mktemp('killed'), []
+    for job in 'one_killed', 'all_killed':
+        out, err = start(TESTS / 'distributed_worker.py', job, folder).communicate(timeout=300)
+        assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
+        printed.append(out)
+    process = start(TESTS / 'distributed_worker.py', 'resumed', 'complete', folder)
     out, err = process.communicate(timeout=300)
-    assert process.returncode and 'Signal 9' in err and not list(tmp_path.glob('*.pt'))
-    assert run_jobs(tmp_path, 'resumed')[0] == undisturbed
-    assert undisturbed[0]['draw'] != undisturbed[1]['draw'] and len(undisturbed[0]['losses']) == 20
-    again = start(TESTS / 'distributed_worker.py', 'resumed', tmp_path)
-    out, err = again.communicate(timeout=300)
-    assert again.returncode == 0 and out.count('is complete') == 1
-    assert [torch.load(tmp_path / f'resumed-{rank}.pt') for rank in range(2)] == undisturbed
+    assert process.returncode == 0, out + err
+    return [*printed, out], {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in ('resumed', 'complete')}
+
+@pytest.mark.parametrize('job', ['resumed', 'complete'])
+def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
+    "In each process, which has losses and random numbers of its own."
+    assert killed[1][job] == jobs['uninterrupted']
+    first, second = jobs['uninterrupted']
+    assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
+
+def test_bar_and_table_of_a_killed_cycle(killed):
+    "Rank 0 alone shows them: 15 batches were saved, then 30."
+    first, second, last = killed[0]
+    assert epochs_shown(first) == ['1/4', '2/4'] and rows(first) == [0]
+    assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0, 1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
+    assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2, 3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
+    assert last.count('is complete') == 1
 
 def test_main_job(tmp_path):
     process = start('-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
@@ -95,21 +108,33 @@ def test_main_job_refuses_once(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fastai\'s own way is kept where there is a GPU')
 def test_work_around_is_active_without_a_gpu(): assert DistributedDL._broadcast is onecycle_callback.distributed.broadcast_on_cpu
 
-def test_work_around_leaves_a_gpu_alone():
-    "And fastai still needs one: when it does not, distributed.py can go."
-    code = """import torch; from fastai.distributed import DistributedDL; own = DistributedDL._broadcast
+CODE = """import sys, torch
+sys.modules['accelerate'] = None
+import onecycle_callback, onecycle_callback.demo
+try: import onecycle_callback.distributed
+except ModuleNotFoundError as e: print(e)
+del sys.modules['accelerate']
+from fastai.distributed import DistributedDL
+own = DistributedDL._broadcast
 try: own(None, [1], 0)
 except Exception as e: print(type(e).__name__, e)
 torch.cuda.is_available = lambda: True
-import onecycle_callback.distributed; print(DistributedDL._broadcast is own)"""
-    run = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, check=True)
-    error, kept = run.stdout.splitlines()
-    assert 'CUDA' in error and kept == 'True'
+import onecycle_callback.distributed
+print(DistributedDL._broadcast is own)"""
 
-def test_accelerate_is_asked_for_by_name():
-    code = "import sys; sys.modules['accelerate'] = None; import onecycle_callback, onecycle_callback.demo\nimport onecycle_callback.distributed"
-    run = subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True)
-    assert run.returncode and "ModuleNotFoundError: training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'" in run.stderr
+@pytest.fixture(scope='module')
+def printed():
+    "What a new interpreter prints: without accelerate, of fastai's own way without a GPU, and of that way where there is one."
+    return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
+
+def test_accelerate_is_asked_for_by_name(printed):
+    assert printed[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
+
+def test_fastai_still_needs_a_gpu(printed):
+    "When it doesn't, distributed.py can go. torch without CUDA says CUDA; with CUDA and no driver it says NVIDIA."
+    assert 'CUDA' in printed[1] or 'NVIDIA' in printed[1]
+
+def test_work_around_leaves_a_gpu_alone(printed): assert printed[2:] == ['True']
 
 @pytest.fixture(scope='module')
 def group():

@@ -1,12 +1,15 @@
 """The rules by which a notebook becomes a page, and the index the README; the built pages are looked at in test_site.py."""
+import sys
 from base64 import b64encode
+from importlib import import_module
+from textwrap import dedent
 
 import nbformat
 import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from docs.bridge import (WARNING, api_section, code_cell, frontmatter, local_link, markdown, members, options, page, public_names, shown_name,
+from docs.bridge import (WARNING, api_section, api_sections, code_cell, frontmatter, local_link, markdown, members, options, page, shown_name,
                          signature, toctree)
 from docs.readme import readme
 from nbdev.showdoc import show_doc
@@ -40,7 +43,7 @@ def test_picture_is_shown_at_half_its_pixels(pixels, size):
     assert cell.metadata.mystnb == {'image': size}
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(ValueError, match='the options of a cell must be out of .*fig-alt.*, got fig-widht'):
+    with pytest.raises(ValueError, match='the options of a cell must be among .*fig-alt.*, got fig-widht'):
         code_cell(new_code_cell('#| fig-widht: 3\nplot()'), same)
 
 def test_outputs_lose_widgets_and_have_their_links_changed():
@@ -52,10 +55,10 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
     (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
     (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
     (f'{SITE}/plot.html#_every', '/plot.ipynb'),
-    (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'),
+    (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/rooms/resume.file.html', '/rooms/resume.file.ipynb'),
     (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
     ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
-    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
+    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'), ('rooms/resume.file.ipynb', 'rooms/resume.file.ipynb'),
     ('../01_schedule.ipynb#onecycleplan', '#onecycleplan'),
     ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner'),
     ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
@@ -106,29 +109,65 @@ def test_section_of_a_name():
     prop = api_section('OneCyclePlan.peak', OneCyclePlan.peak, SITE, set(), 4).source
     assert '#### OneCyclePlan.peak\n' in prop and 'The batch that trains with `max_lr`.' in prop and '|' not in prop
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
+    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
+
+def notebook(*cells, page='schedule.html'):
+    "A notebook as nbdev hands it over: its frontmatter, the warning, `cells`."
+    nb = new_notebook()     # `cells` given here would be validated, and nbdev's are not all valid
+    nb.cells = [new_raw_cell(HEAD.source.replace('schedule.html', page)), new_markdown_cell(WARNING), *cells]
+    return nb
+
+def headings(nb): return [line for c in nb.cells if c.cell_type == 'markdown' for line in c.source.splitlines() if line.startswith('#')]
 
 def test_page():
     shown = new_code_cell('#| echo: false\nshow_doc(OneCyclePlan)')
     shown['has_sd'] = True
-    nb = new_notebook()
-    nb.cells = [HEAD, new_markdown_cell(WARNING), new_markdown_cell('## Then'), shown, new_code_cell('x = 1')]
+    nb = notebook(new_markdown_cell('## Then'), shown, new_code_cell('x = 1'))
     assert frontmatter(nb)['title'] == 'schedule'
-    assert list(public_names(nb, 'onecycle_callback')) == ['OneCyclePlan'] + [f'OneCyclePlan.{m}' for m in members(OneCyclePlan)]
     out = page(nb, 'onecycle_callback', SITE, {'onecycleplan'})
     nbformat.validate(out)
-    assert [c.source.split('\n\n')[0] for c in out.cells[:2]] == ['# schedule', '## Then']
+    assert headings(out) == ['# schedule', '## Then', '### OneCyclePlan'] + [f'#### OneCyclePlan.{m}' for m in members(OneCyclePlan)]
     assert 'A line about `it`' in out.cells[0].source and WARNING not in str(out) and 'has_sd' not in str(out)
-    headings = [line for c in out.cells[2:] for line in c.source.splitlines() if line.startswith('#')]
-    assert headings == ['### OneCyclePlan'] + [f'#### OneCyclePlan.{m}' for m in members(OneCyclePlan)]
     assert out.cells[-1].source == 'x = 1' and out.cells[-1].cell_type == 'code'
 
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    "A module of an inner room, `lib/resume/file.py`, whose class grows by methods that are patched in."
+    (tmp_path / 'lib/resume').mkdir(parents=True)
+    (tmp_path / 'lib/resume/file.py').write_text(dedent('''
+        from fastcore.basics import patch
+        class File:
+            "A file."
+            def read(self): "Read it."
+        @patch
+        def write(self:File, data:bytes): # What to write
+            "Write it."
+        @patch
+        def before_fit(self:File): "An event of fastai."
+        @patch
+        def _sync(self:File): "A private method."
+        class _Hidden: pass
+        @patch
+        def seen(self:_Hidden): "A method of a private class."'''))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module('lib.resume.file')
+    for name in ('lib', 'lib.resume', 'lib.resume.file'): del sys.modules[name]
+
+def test_page_of_an_inner_room(room):
+    shown = [new_code_cell(f'show_doc({name})') for name in ('File', 'File.write', 'File.before_fit', 'File._sync', '_Hidden.seen')]
+    nb = notebook(shown[0], new_markdown_cell('## Writing'), *shown[1:], page='resume.file.html')
+    assert api_sections(nb, 'lib') == {'File': {'File': room.File, 'File.read': room.File.read}, 'File.write': {'File.write': room.File.write}}
+    assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing', '### File.write']
+
 def test_toctree(tmp_path):
-    for name in ('index', '10_b', '02_a', 'howto/c', 'other/d'):
+    for name in ('index', '10_b', '02_a', 'howto/c', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f'{name}.ipynb').touch()
-    contents = ['index.ipynb', dict(section='How to', contents='howto/*.ipynb'), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb')]
+    contents = ['index.ipynb', dict(section='How to', contents='howto/*.ipynb'), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
+                dict(section='Inner rooms', contents='rooms/*.ipynb')]
     text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
-    assert text == '```{toctree}\n:hidden:\n:caption: How to\n\nhowto/c\n```\n\n```{toctree}\n:hidden:\n:caption: API\n\na\nb\n```'
+    trees = [tree.split('\n', 2)[2].split('\n\n') for tree in text.removesuffix('\n```').split('\n```\n\n')]
+    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/c'], [':caption: API', 'a\nb'], [':caption: Inner rooms', 'rooms/arguments\nrooms/resume.file']]
 
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'

@@ -1,10 +1,14 @@
 """The gates: every notebook executes, is exported, is clean and current, and README.md comes from its notebook. Each gate is seen to catch a break."""
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from fastcore.nbio import mk_cell, new_nb, write_nb
+from nbdev.config import nbpath2html
 
 from helpers import KEPT, ROOT, copy_tree
 
@@ -13,16 +17,22 @@ def copy(tmp_path): return copy_tree(tmp_path)
 
 def files(root):
     return {str(p.relative_to(root)): p.read_bytes() for name in KEPT for p in ([root / name] if (root / name).is_file() else (root / name).rglob('*'))
-            if p.is_file() and '__pycache__' not in p.parts}
+            if p.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & {*p.parts}}
 
-def differences(root, *commands):
-    "The files that `commands` change in `root`, or what a failing one printed."
+def changed(before, after): return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+def run(root, command):
+    run = subprocess.run([sys.executable, '-W', 'error::UserWarning', *command], cwd=root, capture_output=True, text=True)
+    return run.returncode, run.stdout + run.stderr
+
+def restored(root, *commands):
+    "Which files of `root`, broken before, `commands` have brought back to what the project holds; all others must be unchanged."
     before = files(root)
     for command in commands:
-        run = subprocess.run([sys.executable, '-W', 'error::UserWarning', *command], cwd=root, capture_output=True, text=True)
-        if run.returncode: return run.stdout + run.stderr
-    after = files(root)
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        code, output = run(root, command)
+        assert code == 0, output
+    assert changed(files(ROOT), files(root)) == []
+    return changed(before, files(root))
 
 def nbdev(name, *flags):
     "How the console script `name` of this interpreter is started."
@@ -32,45 +42,77 @@ def nbdev(name, *flags):
 QUARTO = '-c', 'from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml; refresh_quarto_yml(); nbdev_sidebar()'
 EXPORT, CLEAN, TEST, README = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev('nbdev-test', '--save', '--n-workers', '0'), ('-m', 'docs', 'readme')
 
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+def add_line(path, text='# added by hand'): path.write_text(f'{path.read_text()}{text}\n')
+
+def rewrite(path, change):
+    "`change` the cells of the notebook at `path`, and nothing else of it."
+    nb = json.loads(path.read_text())
+    change(nb['cells'])
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
 
 def test_exported(copy):
-    assert differences(copy, EXPORT) == []
-    edit(copy / 'onecycle_callback/schedule.py', 'np.pi * pos', 'np.pi * pos * 1.')
-    assert differences(copy, EXPORT) == ['onecycle_callback/schedule.py']
+    add_line(copy / 'onecycle_callback/schedule.py')
+    assert restored(copy, EXPORT) == ['onecycle_callback/schedule.py']
 
-def test_no_stale_module():
-    notebooks = {json.loads(p.read_text())['cells'][1]['source'][0].split()[-1] + '.py' for p in (ROOT / 'nbs').glob('*_*.ipynb')}
-    assert {p.name for p in (ROOT / 'onecycle_callback').glob('*.py')} == notebooks | {'__init__.py', '__main__.py', '_modidx.py'}
+def exported_to(notebook):
+    "The module that `notebook` says it is exported to, as a path within the package, or `None`."
+    source = '\n'.join(''.join(cell['source']) for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code')
+    module = re.search(r'^#\| default_exp (\S+)', source, re.M)
+    return module and Path(module[1].replace('.', '/') + '.py')
+
+def stale_modules(root):
+    "The modules without a notebook, and the notebooks whose name is not their module's."
+    modules = {path: module for path in (root / 'nbs').rglob('*.ipynb') if (module := exported_to(path))}
+    by_hand = {Path('__main__.py'), Path('_modidx.py')} | {folder / '__init__.py' for module in modules.values() for folder in module.parents}
+    stale = {p.relative_to(root / 'onecycle_callback') for p in (root / 'onecycle_callback').rglob('*.py')} - {*modules.values()} - by_hand
+    misnamed = [path.name for path, module in modules.items() if nbpath2html(path).stem != '.'.join(module.with_suffix('').parts)]
+    return sorted(map(str, stale)) + sorted(misnamed)
+
+def test_no_stale_module(copy):
+    assert stale_modules(copy) == []
+    nb = copy / 'nbs/rooms/resume.file.ipynb'
+    nb.parent.mkdir(exist_ok=True)
+    nb.write_text(json.dumps(dict(cells=[dict(cell_type='code', source=['#| default_exp resume.file\n', 'x = 1'])])))
+    (copy / 'onecycle_callback/resume').mkdir(exist_ok=True)
+    for name in ('__init__', 'file', 'old'): (copy / f'onecycle_callback/resume/{name}.py').touch()
+    (copy / 'onecycle_callback/gone').mkdir()
+    (copy / 'onecycle_callback/gone/__init__.py').touch()
+    assert stale_modules(copy) == ['gone/__init__.py', 'resume/old.py']
+    nb.rename(nb.with_name('file.ipynb'))
+    assert stale_modules(copy) == ['gone/__init__.py', 'resume/old.py', 'file.ipynb']
 
 def test_clean(copy):
-    assert differences(copy, CLEAN) == []
-    nb = json.loads((copy / 'nbs/02_plot.ipynb').read_text())
-    nb['cells'][2]['execution_count'] = 7
-    (copy / 'nbs/02_plot.ipynb').write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
-    assert differences(copy, CLEAN) == ['nbs/02_plot.ipynb']
-    (copy / 'nbs/02_plot.ipynb').write_text('{')
-    assert 'UserWarning: Failed to clean notebook' in str(differences(copy, CLEAN))
+    def number(cells): next(c for c in cells if c['cell_type'] == 'code')['execution_count'] = 7
+    rewrite(copy / 'nbs/index.ipynb', number)
+    assert restored(copy, CLEAN) == ['nbs/index.ipynb']
 
+def test_a_notebook_that_is_none_is_not_clean(copy):
+    (copy / 'nbs/none.ipynb').write_text('{')
+    code, output = run(copy, CLEAN)
+    assert code and 'UserWarning: Failed to clean notebook' in output
+
+@pytest.mark.slow
 def test_executes_with_current_outputs(copy):
-    assert differences(copy, TEST, CLEAN) == []
-    edit(copy / 'nbs/00_arguments.ipynb', 'test_eq(share(1), 1.)', 'test_eq(share(1), 2.)')
-    for other in (copy / 'nbs').rglob('*.ipynb'):
-        if other.name[:2] != '00': other.unlink()
-    assert '00_arguments.ipynb' in str(differences(copy, TEST))
+    def forget(cells): next(c for c in cells if c.get('outputs'))['outputs'] = []
+    rewrite(copy / 'nbs/index.ipynb', forget)
+    assert restored(copy, TEST, CLEAN) == ['nbs/index.ipynb']
 
+@pytest.mark.slow
+def test_a_cell_that_fails_is_seen(copy):
+    for path in (copy / 'nbs').rglob('*.ipynb'): path.unlink()
+    write_nb(new_nb([mk_cell('assert 1 == 2')]), copy / 'nbs/fails.ipynb')
+    code, output = run(copy, TEST)
+    assert code and 'fails.ipynb' in output and 'AssertionError' in output
+
+@pytest.mark.slow
 def test_readme_comes_from_its_notebook(copy):
-    assert differences(copy, README) == []
-    edit(copy / 'README.md', '1cycle policy', '2cycle policy')
-    assert differences(copy, README) == ['README.md']
+    add_line(copy / 'README.md')
+    assert restored(copy, README) == ['README.md']
 
 def test_quarto_files_are_current(copy):
-    assert differences(copy, QUARTO) == []
-    edit(copy / 'nbs/nbdev.yml', 'repo-branch: main', 'repo-branch: other')
-    assert differences(copy, QUARTO) == ['nbs/nbdev.yml']
+    path = copy / 'nbs/nbdev.yml'
+    path.write_text(path.read_text().replace('repo-branch: main', 'repo-branch: other'))
+    assert restored(copy, QUARTO) == ['nbs/nbdev.yml']
 
 def unwanted(out):
     "What no output may hold: a traceback, a warning, a path of the machine."

@@ -15,12 +15,15 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from fastai.callback.core import Callback, event
+from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
 import onecycle_callback
 from helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('site')]    # one build and one browser, in one process
 
 LIB = 'onecycle_callback'
 NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
@@ -41,18 +44,18 @@ def is_api(cls, name):
 
 def public_api():
     "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
-    modules = [importlib.import_module(f'{LIB}.{m.name}') for m in pkgutil.iter_modules(onecycle_callback.__path__) if not m.name.startswith('_')]
-    assert {m.__name__ for m in modules} == set(importlib.import_module(f'{LIB}._modidx').d['syms'])
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.') if not m.name.rpartition('.')[2].startswith('_')]
+    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name, symbols in importlib.import_module(f'{LIB}._modidx').d['syms'].items()}
+    assert set(page_of) <= {m.__name__ for m in modules}
     found = {}
     def add(obj, name=None):
         name = name or obj.__name__
         module = (obj.fget if isinstance(obj, property) else obj).__module__
-        found[f'{module.removeprefix(LIB + ".")}.html#{name.lower()}'] = obj
+        found[f'{page_of[module]}#{name.lower()}'] = obj
         for member in vars(obj) if inspect.isclass(obj) else ():
             if is_api(obj, member): add(getattr(obj, member), f'{name}.{member}')
-    for name in onecycle_callback.__all__: add(getattr(onecycle_callback, name))
-    for module in modules:
-        for name in module.__all__:
+    for module in [onecycle_callback, *modules]:
+        for name in getattr(module, '__all__', ()):   # a folder of modules need not have one
             if callable(getattr(module, name)): add(getattr(module, name))
         for cls in filter(inspect.isclass, vars(module).values()):
             if cls.__module__.startswith(LIB): continue
@@ -130,23 +133,27 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
     assert any(url.startswith('https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR') for url in to('schedule.html'))
     assert 'learner.html#learner-fit-one-cycle' in to('index.html')
 
+def build(tree, **pages):
+    "Run the builder on the project in `tree` with `pages` alone, `{name: cells}`: a text stands for a Markdown cell."
+    for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
+    for name, cells in pages.items():
+        cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
+        write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
+    return subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)
-    for path in NOTEBOOKS.values():
-        if path.name not in ('index.ipynb', '02_plot.ipynb'): (tree / path.relative_to(ROOT)).unlink()
-    def rewrite(path, change):
-        nb = json.loads(path.read_text())
-        change(nb['cells'])
-        path.write_text(json.dumps(nb))
-    bad = '[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'
-    rewrite(tree / 'nbs/index.ipynb', lambda cells: [cells.remove(c) for c in list(cells) if 'What changes' in ''.join(c['source'])])   # its links need the other pages
-    rewrite(tree / 'nbs/02_plot.ipynb', lambda cells: cells.append(dict(cell_type='markdown', id='bad', metadata={}, source=bad)))
-    run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+    run = build(tree, index=['## Install and try'], page=['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'])
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
-    html = (tree / '_docs/html/plot.html').read_text()
+    html = (tree / '_docs/html/page.html').read_text()
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
+
+def test_code_next_to_an_import_fails_the_build(tmp_path):
+    cells = [mk_cell('#| default_exp room'), '## A part', mk_cell('#| export\ndef f(): return 1'), mk_cell('import os\nx = f()')]
+    run = build(copy_tree(tmp_path), index=[], room=cells)
+    assert run.returncode != 0 and 'Found cells containing imports and other code' in run.stderr
 
 # In a browser
 

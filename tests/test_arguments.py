@@ -1,0 +1,188 @@
+"""Arguments: a bad one is a clear error that leaves the Learner as it was; fastai's names mean the same as ours."""
+import inspect
+import math
+import re
+
+import pytest
+import torch
+from fastai.basics import Callback, SGD
+from fastai.callback.schedule import ParamScheduler
+from torch.utils.data import IterableDataset
+
+from helpers import frozen_state, learner
+from onecycle_callback import OneCycle, OneCycleSchedule
+
+nan, inf = math.nan, math.inf
+
+def case(name, allowed, got=None, **kwargs):
+    "A call with `kwargs`: the message must hold `name`, what is `allowed`, and what it `got`, by default a part of it."
+    text = ', '.join(f'{k}={v.__name__ if inspect.isfunction(v) else v!r}' for k, v in kwargs.items())
+    return pytest.param(kwargs, name, allowed, parts(kwargs[name]) if got is None else [got], id=text)
+
+def parts(value):
+    "What of `value` may stand in the message."
+    if isinstance(value, slice): value = [value, value.start, value.stop, value.step]
+    elif isinstance(value, (list, tuple)): value = [value, *value]
+    else: value = [value]
+    return [repr(v) for v in value]
+
+def each(name, allowed, *values): return [case(name, allowed, **{name: v}) for v in values]
+
+def returns_nan(start, end, pos): return nan
+def returns_none(start, end, pos): return None
+def returns_text(start, end, pos): return 'x'
+
+SCHEDULE = [
+    *each('max_lr', 'number', '0.1', True, [.1, 'x', .1], {'a': 1}, 1j),
+    *each('max_lr', 'above 0', nan, inf, 0, -1, [.1, nan, .1], slice(0, .1)),
+    *each('max_lr', 'one number for each', [], [.1, .2]),
+    *each('max_lr', 'slice(highest)', slice(None), slice(.1, .2, .3)),
+    *each('max_lr', 'slice(lowest, highest)', slice(.1, .01)),
+    *each('div_factor', 'at least 1', '25', None, True, nan, inf, 0, .5, -25, [25]),
+    *each('pct_start', 'between 0 and 1', -.1, 1.5, '0.3', nan, inf, True, None, [.3]),
+    *each('final_div', 'at least 1', '1e5', nan, 0, .1, -1, -inf, False),
+    *each('moms', 'three numbers', .9, True, 'high', (.9, .8, .9, .8)),
+    *each('moms', 'two numbers', (.9,)),
+    *each('moms', 'below 1', (.9, 1.), (.9, nan), ('.9', '.8')),
+    *each('moms', 'at least 0', (.9, -.1)),
+    *each('anneal', "'cos', 'linear', 'exp'", 'cosine', None, 3, ('cos',), ('cos',) * 3, ('cos', 'poly'), ('cos', 3)),
+    *[case('anneal', 'finite number', got, anneal=f)
+      for f, got in ((returns_nan, 'nan'), (returns_none, 'None'), (returns_text, "'x'"))],
+    *each('three_phase', 'True or False', 1, 'yes', None),
+    case('pct_start', 'at most 0.5', three_phase=True, pct_start=.7),
+    case('final_div', 'finite', anneal='exp', final_div=inf),
+    case('moms', 'above 0', anneal='exp', moms=(.9, 0)),
+    case('max_lr', 'twice', max_lr=.1, lr_max=.2),
+    case('div_factor', 'twice', div=5, div_factor=6),
+    case('final_div', 'twice', final_div=5, div_final=6),
+    case('pct_start', 'div_final', pct_start=1e5),      # where fastai 2 has its div_final
+    case('lr', 'max_lr', lr=.1),
+    case('momss', 'moms', momss=.1)]
+
+LENGTH = [*each('cycle_len', 'at least 1', 0, -1, 2.5, True, '10', None, nan),
+          case('cycle_len', 'twice', n_epoch=3, cycle_len=4),
+          case('cycle_len', 'twice', got='4', n_epoch=3, cyc_len=4)]
+
+FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
+       *each('stop_epoch', 'between 1 and 3', 0, 4, 1.5, False),
+       case('stop_epoch', 'between 3 and 3', start_epoch=2, stop_epoch=2),
+       *each('reset_opt', 'True or False', 1),
+       *each('cbs', 'Callback', 'x', [Callback(), 3]),
+       case('cbs', 'OneCycle', got='', cbs=OneCycle(.1)),
+       case('cbs', 'OneCycle', got='', cbs=OneCycle),
+       case('cbs', 'lr', got='ParamScheduler', cbs=ParamScheduler({'lr': lambda p: p})),
+       case('cbs', 'mom', got='ParamScheduler',
+            cbs=[Callback(), ParamScheduler({'wd': lambda p: p, 'mom': lambda p: p})]),
+       *each('wd', 'at least 0', 'x', nan, -1, inf, True),
+       *each('wd', '3 parameter groups', [.1, .2])]
+
+FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
+             case('div_factor', 'at least 1', got='0', div=0),
+             case('div_factor', 'freeze_epochs, lr_mult, pct_start, div,', div_factor=3.),
+             *each('base_lr', 'above 0', -1, nan),
+             *each('lr_mult', 'at least 1', 0, .5),
+             *each('final_div', 'at least 1', 0),
+             *each('freeze_epochs', 'at least 0', -1, 1.5),
+             *each('epochs', 'at least 1', 0, 2.5),
+             *each('wd', 'at least 0', 'much'),
+             case('nonsense', 'freeze_epochs', nonsense=1)]
+
+CALLS = dict(fit=lambda learn, kw: learn.fit_one_cycle(**{'cycle_len': 3} | kw),
+             preview=lambda learn, kw: learn.preview_one_cycle(**{'cycle_len': 3} | kw),
+             callback=lambda learn, kw: learn.fit(3, cbs=OneCycle(**kw)))
+
+@pytest.fixture(scope='module', params=['new', 'trained'])
+def learn(request):
+    "A Learner for all refused calls, since each leaves it as it was."
+    learn = learner(n_groups=3)
+    if request.param == 'trained': learn.fit_one_cycle(1, .01)
+    return learn
+
+def refused(learn, call, name, allowed, got=('',)):
+    "That `call` is an error that says why, and `learn` is what it was before."
+    before = frozen_state(learn)
+    with pytest.raises((ValueError, TypeError)) as e: call()
+    text, after = str(e.value), frozen_state(learn)
+    assert re.search(rf'\b{name}\b', text) and allowed in text and any(g in text for g in got), text
+    assert {k: (before[k], after[k]) for k in before if before[k] != after[k]} == {}
+
+@pytest.mark.parametrize('kwargs, name, allowed, got', SCHEDULE)
+@pytest.mark.parametrize('call', CALLS)
+def test_schedule(learn, call, kwargs, name, allowed, got):
+    refused(learn, lambda: CALLS[call](learn, kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs, name, allowed, got', LENGTH)
+@pytest.mark.parametrize('method', ['fit_one_cycle', 'preview_one_cycle'])
+def test_length(learn, method, kwargs, name, allowed, got):
+    refused(learn, lambda: getattr(learn, method)(**kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs, name, allowed, got', FIT)
+def test_arguments_of_the_fit(learn, kwargs, name, allowed, got):
+    refused(learn, lambda: learn.fit_one_cycle(3, .1, **kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs, name, allowed, got', FINE_TUNE)
+def test_fine_tune_before_it_freezes(learn, kwargs, name, allowed, got):
+    refused(learn, lambda: learn.fine_tune(**{'epochs': 2} | kwargs), name, allowed, got)
+
+def test_a_message_word_for_word(learn):
+    with pytest.raises(ValueError, match=r'^pct_start must be between 0 and 1, got 1\.5'):
+        learn.fit_one_cycle(1, pct_start=1.5)
+
+@pytest.mark.parametrize('args, name, allowed', [((10, .1, 25., 1e5), 'div_final', 'by keyword'),
+                                                 ((10, .1, 25., .3, 1e5), 'pct_start', 'at most 4')])
+def test_positions_of_fastai_2(learn, args, name, allowed):
+    refused(learn, lambda: learn.fit_one_cycle(*args), name, allowed, ['100000.0'])
+
+class NoLength(IterableDataset):
+    def __iter__(self): yield torch.ones(3), torch.ones(1)
+
+@pytest.mark.parametrize('loader, allowed', [(torch.utils.data.DataLoader(NoLength(), batch_size=1), 'have a length'),
+                                             ([], 'at least one batch')], ids=['no length', 'empty'])
+@pytest.mark.parametrize('call', CALLS)
+def test_loaders(call, loader, allowed):
+    learn = learner()
+    learn.dls.loaders[0] = loader
+    refused(learn, lambda: CALLS[call](learn, {}), 'train', allowed)
+
+@pytest.mark.parametrize('call', CALLS)
+def test_no_momentum_to_set(call):
+    learn = learner(opt_func=SGD)
+    refused(learn, lambda: CALLS[call](learn, dict(moms=(.9, .8))), 'moms', 'has no momentum')
+
+def test_two_cycles_at_once():
+    learn = learner(cbs=OneCycle(.1))
+    refused(learn, lambda: learn.fit_one_cycle(1), 'OneCycle', 'at most one')
+
+def test_two_cycles_in_one_list():
+    with pytest.raises(ValueError, match='at most one OneCycle'): learner().fit(1, cbs=[OneCycle(.1), OneCycle(.1)])
+
+def trained(call):
+    "What a Learner recorded in a training by `call`, and its weights after."
+    learn = learner()
+    call(learn)
+    return learn.recorder.hps, [p.tolist() for p in learn.model.parameters()]
+
+@pytest.mark.parametrize('call', [
+    lambda l: l.fit_one_cycle(2, .2, 10., .5),
+    lambda l: l.fit_one_cycle(n_epoch=2, lr_max=.2, div=10., pct_start=.5),
+    lambda l: l.fit_one_cycle(cyc_len=2, max_lr=.2, div_factor=10, pct_start=.5),
+    lambda l: l.fit(2, cbs=OneCycle(.2, 10., .5)),
+    lambda l: l.fit(2, cbs=OneCycle(lr_max=.2, div=10., pct_start=.5))],
+    ids=['positional', "fastai 2's names", "fastai 1's names", 'the callback', "the callback by fastai 2's names"])
+def test_other_ways_to_say_the_same(call):
+    hps, weights = trained(lambda l: l.fit_one_cycle(cycle_len=2, max_lr=.2, div_factor=10., pct_start=.5))
+    assert trained(call) == (hps, weights) and hps['lr'][12] == max(hps['lr']) == .2
+
+def test_signature():
+    params = inspect.signature(learner().fit_one_cycle).parameters
+    kinds = {kind: [name for name, p in params.items() if p.kind is kind] for kind in {p.kind for p in params.values()}}
+    positional, by_name = kinds.pop(inspect.Parameter.POSITIONAL_OR_KEYWORD), kinds.pop(inspect.Parameter.KEYWORD_ONLY)
+    assert positional == ['cycle_len', 'max_lr', 'div_factor', 'pct_start']
+    assert {'final_div', 'moms', 'wd', 'cbs', 'start_epoch'} <= set(by_name) and not kinds
+
+@pytest.mark.parametrize('name', ['fit_one_cycle', 'preview_one_cycle', 'OneCycle'])
+def test_defaults_are_the_schedules(name):
+    f = OneCycle if name == 'OneCycle' else getattr(learner(), name)
+    fields = inspect.signature(OneCycleSchedule).parameters
+    params = inspect.signature(f).parameters
+    assert {k: params[k].default for k in fields} == {k: p.default for k, p in fields.items()}

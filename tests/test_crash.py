@@ -1,0 +1,25 @@
+"""Cycles of benchmarks/crash.py, in processes of their own: killed at batches and in saves that a seed tells, and disturbed in other ways."""
+import sys
+
+import pytest
+
+from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+from crash import crash  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+@pytest.fixture(scope='module')
+def figures(tmp_path_factory): return crash(1, seed=1, root=tmp_path_factory.mktemp('crash'), n_kills=6)
+
+def test_killed_again_and_again(figures):
+    counts = {k: v for k, v in figures.items() if isinstance(v, int)}
+    inside = counts.pop('resumes_inside_an_epoch')
+    assert counts == dict(runs=1, kills=6, inside_a_save=4, resumes=6, torn_files=0, different_runs=0) and 0 < inside <= 6
+
+@pytest.mark.parametrize('name', ['exception', 'interrupt'])
+def test_interrupted(figures, name): assert figures[name] == dict(first_process='died', warned=False, torn=False, equal=True)
+
+def test_a_disk_that_is_full_for_a_while(figures):
+    assert figures['full_disk'] == dict(first_process='ended', warned=True, torn=False, equal=True)

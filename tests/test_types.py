@@ -1,0 +1,38 @@
+"""The types that the package declares are true: mypy and Python accept the same calls, and refuse the same."""
+import subprocess
+import sys
+
+import pytest
+
+from helpers import ROOT, copy_tree
+from typing_example import accepted, refused
+
+def mypy(folder):
+    "What mypy prints of the project in `folder`, an empty string if it finds nothing wrong."
+    pytest.importorskip('mypy')
+    command = [sys.executable, '-m', 'mypy', '--no-error-summary', '--cache-dir', ROOT / '.mypy_cache']
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return run.stdout + run.stderr
+
+@pytest.mark.slow
+def test_mypy_accepts_the_package_and_what_users_write(): assert mypy(ROOT) == ''
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file, old, new, error', [
+    ('onecycle_callback/schedule.py', 'def lrs(self) -> np.ndarray:', 'def lrs(self) -> list:', 'Expression is of type "list[Any]"'),
+    ('onecycle_callback/schedule.py', 'def moms(self) -> np.ndarray|None:', 'def moms(self):', 'Expression is of type "Any"'),
+    ('tests/typing_example.py', 'OneCycle(moms=True)', 'OneCycle(moms=False)', 'Unused "type: ignore" comment'),
+    ('tests/typing_example.py', 'make(moms=False)', 'make(moms=True)', 'Argument "moms"'),
+], ids=['another type', 'no type', 'nothing to refuse', 'nothing to accept'])
+def test_mypy_sees_a_false_type(tmp_path, file, old, new, error):
+    path = copy_tree(tmp_path) / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert error in mypy(tmp_path)
+
+def test_python_accepts_what_mypy_accepts(): accepted()
+
+@pytest.mark.parametrize('name', refused)
+def test_python_refuses_what_mypy_refuses(name):
+    with pytest.raises((TypeError, ValueError)): refused[name]()
