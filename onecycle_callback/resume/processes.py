@@ -37,7 +37,7 @@ def gather(
 ) -> list|None: # One value per rank
     "Return the `value` of every rank as a list on rank 0, `None` on the other ranks."
     if world_size() == 1: return [value]
-    contents = [None] * world_size() if rank() == 0 else None
+    contents:list|None = [None] * world_size() if rank() == 0 else None
     torch.distributed.gather_object(_to_bytes(value), contents)
     return contents and [torch.load(BytesIO(content), weights_only=True) for content in contents]
 
@@ -46,7 +46,7 @@ def from_rank_0(
     function # Takes no arguments
 ):
     "Call `function` on rank 0, and return what it returns, or raise what it raises, on every rank."
-    box = [None, None]
+    box:list = [None, None]
     if rank() == 0:
         try: box[0] = function()
         except Exception as e: box[1] = e

@@ -9,6 +9,7 @@ __all__ = ['ResumableRun']
 
 # %% ../../nbs/rooms/resume.run.ipynb #c96e40e6
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 from fastai.callback.core import Callback
@@ -17,8 +18,8 @@ from fastcore.basics import patch
 
 from .file import FILE_FORMAT, write_file
 from .processes import gather, rank
-from .state import (model_state, object_states, plain, random_states, set_model_state,
-                                            set_random_states, unplain)
+from .state import (ObjectState, model_state, object_states, plain, random_states,
+                                            set_model_state, set_random_states, unplain)
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(Callback):
@@ -33,10 +34,15 @@ class ResumableRun(Callback):
         every:int|None=None, # Save every so many batches too
         saved:dict|None=None # What the file holds, if the cycle is to be resumed
     ):
-        self.file, self.fingerprint, self.plan, self.every, self.saved = file, fingerprint, plan, every, saved
+        self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
+        self.saved:Any = saved
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.is_complete = saved is not None and saved['status'] != 'running'
-        self._rows, self._objects, self._warned, self._status, self._epoch_start = [], {}, set(), 'complete', None
+        self._rows:list = []
+        self._objects:dict[str, ObjectState] = {}
+        self._warned:set[str] = set()
+        self._epoch_start:dict|None = None
+        self._status = 'complete'
         self.learn = learn
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358

@@ -261,7 +261,7 @@ def _is_stateless(cb, learn):
 # %% ../../nbs/rooms/resume.state.ipynb #961a23b6
 def _numbered(objects):
     "Return the pairs of name and object as a dictionary, a second object of one name as `name 2`."
-    by_name = {}
+    by_name:dict = {}
     for name, obj in objects:
         n = sum(known.partition(' ')[0] == name for known in by_name)
         by_name[f'{name} {n + 1}' if n else name] = obj
