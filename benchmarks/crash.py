@@ -99,6 +99,12 @@ def result(folder): return torch.load(folder/'result', weights_only=True)
 
 def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
 
+def unfinished_save(folder):
+    "Return when the file of a save that was not finished was written, `None` if there is none."
+    part = checkpoint_file(folder).with_suffix('.cycle.part')
+    try: return part.stat().st_mtime_ns
+    except FileNotFoundError: return None
+
 def is_torn(folder):
     "Check whether there is a checkpoint that cannot be read."
     path = checkpoint_file(folder)
@@ -114,11 +120,10 @@ def resumes(folder):
 def kill_soon(process, folder, duration, rng):
     "Kill a child at a random moment or in the middle of a save, if it does not end before."
     moment, n_saves = rng.uniform(0.1, 0.9) * duration, rng.randrange(1, 8) if rng.random() < .5 else None
-    part = checkpoint_file(folder).with_suffix('.cycle.part')
-    begin, seen, there = time.perf_counter(), 0, False
+    begin, seen, now = time.perf_counter(), 0, unfinished_save(folder)
     while process.is_alive():
-        was, there = there, part.exists()
-        seen += there and not was
+        before, now = now, unfinished_save(folder)
+        seen += before is None and now is not None
         if seen >= n_saves if n_saves else time.perf_counter() - begin > moment: return os.kill(process.pid, signal.SIGKILL)
 
 def drawn_kills(n, rng):
@@ -132,12 +137,13 @@ def kill_until_done(folder, rng, duration, n_kills=None):
     kills = inside = torn = 0
     drawn = iter(() if n_kills is None else drawn_kills(n_kills, rng))
     while True:
+        before = unfinished_save(folder)
         process = start(folder, disturb=next(drawn, None))
         if n_kills is None: kill_soon(process, folder, duration, rng)
         process.join()
         if process.exitcode == 0: return kills, inside, torn
         if process.exitcode != -signal.SIGKILL: raise SystemExit((folder/'log').read_text()[-2000:])
-        kills, inside, torn = kills + 1, inside + checkpoint_file(folder).with_suffix('.cycle.part').exists(), torn + is_torn(folder)
+        kills, inside, torn = kills + 1, inside + (unfinished_save(folder) not in (None, before)), torn + is_torn(folder)
 
 def disturbances():
     "List the other ways a run can be interrupted."

@@ -119,7 +119,7 @@ def api_section(name, obj, site, known, level):
     "Make a section from what `show_doc` says about `obj`: source, signature, description and parameters."
     shown, source = show_doc(obj), NbdevLookup().code(name)
     link = f'[source]({source}){{.source-link}}' if source else ''
-    table = '' if isinstance(obj, property) else linked(str(DocmentTbl(obj)).replace('NoneType', ''))
+    table = '' if isinstance(obj, property) else linked(str(DocmentTbl(obj)).replace('NoneType', '').replace('collections.abc.', ''))
     table = re.sub(r'^\| (\w+) \|', r'| `\1` |', table, flags=re.M)
     text = linked(inspect.cleandoc(shown.docs or '')) + (f'\n\n{{.parameters}}\n{table}' if table else '')
     anchor = name.lower()

@@ -10,11 +10,13 @@ __all__ = ['POSITIVE', 'FINITE', 'COUNT', 'FASTAI_NAMES', 'Bounds', 'check_numbe
 
 # %% ../nbs/rooms/arguments.ipynb #52ef37e7
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from math import inf
 from numbers import Integral, Real
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 # %% ../nbs/rooms/arguments.ipynb #059f0f82
 _WORDS = dict(ge='at least', gt='above', le='at most', lt='below')
@@ -93,10 +95,13 @@ def as_list(
     except TypeError: return None
 
 # %% ../nbs/rooms/arguments.ipynb #36efcf23
+_Fields = ParamSpec('_Fields')
+_Result = TypeVar('_Result')
+
 def takes_fields_of(
-    cls:type, # A dataclass
+    cls:Callable[_Fields, Any], # A dataclass
     n_positional:int # How many of its fields may be positional arguments
-): # A decorator
+) -> Callable[[Callable[..., _Result]], Callable[Concatenate[Any, _Fields], _Result]]: # A decorator
     "Replace `**schedule` in the signature of a method by the fields of `cls`."
     def decorate(f):
         sig = signature(f)
@@ -139,10 +144,12 @@ def resolve_names(
     return given
 
 # %% ../nbs/rooms/arguments.ipynb #9ccc06f1
+_Method = TypeVar('_Method', bound=Callable[..., Any])
+
 def accept_fastai_names(
-    f # A method that takes this package's names
-):
+    f:_Method # A method that takes this package's names
+) -> _Method:
     "Make the method `f` accept `FASTAI_NAMES` by keyword too, as `resolve_names` does."
     @wraps(f)
     def call(self, *args, **kwargs): return f(self, **resolve_names(f, args, kwargs))
-    return call
+    return call   # type: ignore[return-value]

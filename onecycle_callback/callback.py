@@ -36,7 +36,7 @@ def batches_per_epoch(
     if not hasattr(learn, 'distributed_trainer'): return len(dl)
     dl = getattr(dl, 'dl', dl)   # during a fit it is wrapped in a `DistributedDL`
     if not dl.drop_last: return ceil(len(dl) / num_distrib())
-    if isinstance(dl, torch.utils.data.DataLoader): n_items, bs = len(dl.dataset), dl.batch_size
+    if isinstance(dl, torch.utils.data.DataLoader): n_items, bs = len(dl.dataset), dl.batch_size   # type: ignore[arg-type]
     else: n_items, bs = items_of(dl), dl.bs
     return ceil(n_items / num_distrib()) // bs
 
@@ -93,10 +93,12 @@ class CycleRun:
         with_mom = plan.schedule.moms is not False
         if with_mom: opt.add_momentum_buffers()
         self.plan, self.opt = plan, opt
-        self.hps = dict(lr=[], mom=[]) if with_mom else dict(lr=[])
+        self.hps:dict[str, list[float]] = dict(lr=[], mom=[]) if with_mom else dict(lr=[])
         self.moms_before = opt.moms if with_mom else None
         self._write = opt.writer(with_mom)
-        self.row, self._rows, self._first = None, [], 0
+        self.row:tuple = ()
+        self._rows:list[tuple] = []
+        self._first = 0
 
 # %% ../nbs/03_callback.ipynb #6d0f3cd2
 @patch
@@ -138,6 +140,8 @@ class OneCycle(Callback):
     momentum is put back to what it was. Raises `ValueError` or `TypeError` for an argument that can't be used, here or
     when the callback is added to a `Learner` that it doesn't fit."""
     order, run_valid = EarlyStoppingCallback.order + 1, False
+    schedule:OneCycleSchedule
+    plan:OneCyclePlan|None
 
     @accept_fastai_names
     @takes_schedule

@@ -24,8 +24,8 @@ def broadcast_on_cpu(
     rank:int # The rank whose numbers count
 ) -> list: # The numbers of `rank`, on every rank
     "Send a list of whole numbers from `rank` to the others, as `DistributedDL._broadcast` does, without a GPU."
-    t = torch.tensor(t)
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
+    numbers = torch.tensor(t)
+    torch.distributed.broadcast(numbers, rank)
+    return numbers.tolist()
 
 if not torch.cuda.is_available(): replace_broadcast(broadcast_on_cpu)

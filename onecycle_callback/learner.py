@@ -80,7 +80,7 @@ def check_epochs(
 # %% ../nbs/04_learner.ipynb #61bdff3a
 def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
                **schedule):
-    "Return the `OneCycle`, the epochs left and the `CycleRun`, if any, of a call of `fit_one_cycle`, all of it checked."
+    "Check a call of `fit_one_cycle`; return its `OneCycle`, the epochs left and its `ResumableRun`, if it has one."
     cycle, epochs = OneCycle(**schedule), check_epochs(cycle_len, start_epoch, stop_epoch)
     check_flag('reset_opt', reset_opt)
     check_cbs(cbs)

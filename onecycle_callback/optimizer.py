@@ -27,7 +27,7 @@ class OptAdapter:
         if isinstance(opt, Lookahead): opt = opt.opt
         if isinstance(opt, OptimWrapper):
             self._holder, self._groups = opt.opt, attrgetter('param_groups')
-            self.mom_path = opt.bwd_map.get('mom')
+            self.mom_path:str|None = opt.bwd_map.get('mom')
         else:
             self._holder, self._groups = opt, attrgetter('hypers.items')
             self.mom_path = 'mom' if _reads_mom(opt) else None

@@ -10,11 +10,11 @@ __all__ = ['ANNEALS', 'MOMS', 'DIV_FACTOR', 'FRACTION', 'MOMENTUM', 'CHECKS', 't
            'check_together', 'OneCycleSchedule', 'peaks_of', 'phases_of', 'OneCyclePlan']
 
 # %% ../nbs/01_schedule.ipynb #941cdf07
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -182,7 +182,7 @@ class OneCycleSchedule:
     the same numbers up to rounding."""
     # Peak LR: a number; `slice(highest)`, a tenth of it for all groups but the last; `slice(lowest, highest)`, in equal
     # factors from the first group to the last; or one number per parameter group. `None`: the Learner's `lr`
-    max_lr:float|slice|list[float]|tuple[float, ...]|None = None
+    max_lr:float|slice|Iterable[float]|None = None
     # The cycle starts at `max_lr/div_factor`
     div_factor:float = 25.
     # Fraction of the batches before the peak, between 0 and 1
@@ -192,7 +192,7 @@ class OneCycleSchedule:
     final_div:float|None = None
     # Momentum at the start, the peak and the end, or a pair `(high, low)`. `None`: the Learner's `moms`; `False`: leave
     # momentum alone
-    moms:tuple[float, ...]|bool|None = None
+    moms:'Iterable[float]|Literal[False]|None' = None
     # Shape of the curves: `'cos'`, `'linear'`, `'exp'`, a function `f(start, end, pos)`, or a pair of these for the
     # rise and the fall
     anneal:str|tuple|Callable = 'cos'
@@ -279,6 +279,7 @@ class OneCyclePlan:
     n_epoch:int # Number of epochs
     n_batch:int # Number of batches of an epoch
     n_groups:int=1 # Number of parameter groups
+    explore:ClassVar[Callable[..., Any]] # Patched in by explore.py
 
     def __post_init__(self):
         for name in ('n_epoch', 'n_batch', 'n_groups'):

@@ -63,9 +63,9 @@ LENGTH = [*each('cycle_len', 'at least 1', 0, -1, 2.5, True, '10', None, nan),
           case('cycle_len', 'twice', n_epoch=3, cycle_len=4),
           case('cycle_len', 'twice', got='4', n_epoch=3, cyc_len=4)]
 
-FIT = [*each('start_epoch', '0 to 2', -1, 3, 1.5, True, None),
-       *each('stop_epoch', '1 to 3', 0, 4, 1.5, False),
-       case('stop_epoch', '3 to 3', start_epoch=2, stop_epoch=2),
+FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
+       *each('stop_epoch', 'between 1 and 3', 0, 4, 1.5, False),
+       case('stop_epoch', 'between 3 and 3', start_epoch=2, stop_epoch=2),
        *each('reset_opt', 'True or False', 1),
        *each('cbs', 'Callback', 'x', [Callback(), 3]),
        case('cbs', 'OneCycle', got='', cbs=OneCycle(.1)),
@@ -78,14 +78,14 @@ FIT = [*each('start_epoch', '0 to 2', -1, 3, 1.5, True, None),
 
 FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              case('div_factor', 'at least 1', got='0', div=0),
-             case('div_factor', 'twice', div_factor=3.),
+             case('div_factor', 'freeze_epochs, lr_mult, pct_start, div,', div_factor=3.),
              *each('base_lr', 'above 0', -1, nan),
              *each('lr_mult', 'at least 1', 0, .5),
              *each('final_div', 'at least 1', 0),
              *each('freeze_epochs', 'at least 0', -1, 1.5),
              *each('epochs', 'at least 1', 0, 2.5),
              *each('wd', 'at least 0', 'much'),
-             case('nonsense', 'cycle_len', nonsense=1)]
+             case('nonsense', 'freeze_epochs', nonsense=1)]
 
 CALLS = dict(fit=lambda learn, kw: learn.fit_one_cycle(**{'cycle_len': 3} | kw),
              preview=lambda learn, kw: learn.preview_one_cycle(**{'cycle_len': 3} | kw),
@@ -128,7 +128,7 @@ def test_a_message_word_for_word(learn):
     with pytest.raises(ValueError, match=r'^pct_start must be between 0 and 1, got 1\.5'):
         learn.fit_one_cycle(1, pct_start=1.5)
 
-@pytest.mark.parametrize('args, name, allowed', [((10, .1, 25., 1e5), 'div_final', 'by name'),
+@pytest.mark.parametrize('args, name, allowed', [((10, .1, 25., 1e5), 'div_final', 'by keyword'),
                                                  ((10, .1, 25., .3, 1e5), 'pct_start', 'at most 4')])
 def test_positions_of_fastai_2(learn, args, name, allowed):
     refused(learn, lambda: learn.fit_one_cycle(*args), name, allowed, ['100000.0'])
@@ -147,7 +147,7 @@ def test_loaders(call, loader, allowed):
 @pytest.mark.parametrize('call', CALLS)
 def test_no_momentum_to_set(call):
     learn = learner(opt_func=SGD)
-    refused(learn, lambda: CALLS[call](learn, dict(moms=(.9, .8))), 'moms', 'no momentum takes effect')
+    refused(learn, lambda: CALLS[call](learn, dict(moms=(.9, .8))), 'moms', 'has no momentum')
 
 def test_two_cycles_at_once():
     learn = learner(cbs=OneCycle(.1))

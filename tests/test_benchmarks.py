@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+@pytest.mark.slow
 def test_overhead(tmp_path):
     script = Path(__file__).parents[1] / 'benchmarks/overhead.py'
     run = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(script), '--quick', '--json', 'o.json'], cwd=tmp_path, capture_output=True, text=True)

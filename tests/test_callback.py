@@ -133,7 +133,7 @@ def test_pickled_after_a_fit():
     learner().fit(1, cbs=cb)
     assert pickle.loads(pickle.dumps(cb)).plan == cb.plan
 
-def bytes_per_batch(n_groups, n=5000):
+def bytes_per_batch(n_groups, n=2000):
     "What the events of a fit of `n` batches leave behind for each of them."
     learn, cycle = learner(n_groups=n_groups), OneCycle(.1)
     learn.dls.loaders[0] = range(n)
@@ -167,7 +167,7 @@ def test_events_without_a_method_look_nothing_up():
     learn, spy = learner(), Spy()
     learn.fit(1, cbs=[Counted(.1), spy])
     assert [lr for lr, in spy.seen_lrs] == learn.recorder.plan.lrs[:, 0].tolist()
-    assert 'before_epoch' in asked and not set(UNUSED) & set(asked)
+    assert 'training' in asked and not set(UNUSED) & set(asked)
 
 @pytest.mark.parametrize('event', UNUSED)
 def test_events_to_which_a_subclass_gives_a_method(event):

@@ -109,6 +109,7 @@ def test_section_of_a_name():
     prop = api_section('OneCyclePlan.peak', OneCyclePlan.peak, SITE, set(), 4).source
     assert '#### OneCyclePlan.peak\n' in prop and 'The batch that trains with `max_lr`.' in prop and '|' not in prop
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
+    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
 
 def notebook(*cells, page='schedule.html'):
     "A notebook as nbdev hands it over: its frontmatter, the warning, `cells`."

@@ -91,17 +91,20 @@ def test_a_notebook_that_is_none_is_not_clean(copy):
     code, output = run(copy, CLEAN)
     assert code and 'UserWarning: Failed to clean notebook' in output
 
+@pytest.mark.slow
 def test_executes_with_current_outputs(copy):
     def forget(cells): next(c for c in cells if c.get('outputs'))['outputs'] = []
     rewrite(copy / 'nbs/index.ipynb', forget)
     assert restored(copy, TEST, CLEAN) == ['nbs/index.ipynb']
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_seen(copy):
     for path in (copy / 'nbs').rglob('*.ipynb'): path.unlink()
     write_nb(new_nb([mk_cell('assert 1 == 2')]), copy / 'nbs/fails.ipynb')
     code, output = run(copy, TEST)
     assert code and 'fails.ipynb' in output and 'AssertionError' in output
 
+@pytest.mark.slow
 def test_readme_comes_from_its_notebook(copy):
     add_line(copy / 'README.md')
     assert restored(copy, README) == ['README.md']

@@ -43,7 +43,7 @@ def check(learn, has_momentum, n_groups):
     else:
         assert list(learn.recorder.hps) == ['lr']
         assert not isinstance(learn.recorder.plot_lr(show_moms=True), list)
-        with pytest.raises(ValueError, match='moms must be .*no momentum takes effect'):
+        with pytest.raises(ValueError, match='moms must be .*has no momentum'):
             learn.fit_one_cycle(1, moms=(.9, .8))
     assert others(learn) == before
 

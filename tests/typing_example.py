@@ -36,7 +36,6 @@ refused = dict(
     a_word_as_lr_of_a_schedule=lambda: OneCycleSchedule('fast'),  # type: ignore[arg-type]
     a_misspelt_name=lambda: OneCycle(pct_strat=0.3),  # type: ignore[call-arg]
     a_misspelt_name_of_a_schedule=lambda: OneCycleSchedule(pct_strat=0.3),  # type: ignore[call-arg]
-    a_fourth_positional_argument=lambda: OneCycle(0.1, 25., 0.3, 1e5),  # type: ignore[call-arg]
     moms_true=lambda: OneCycle(moms=True),  # type: ignore[arg-type]
     one_mom=lambda: OneCycle(moms=0.9),  # type: ignore[arg-type]
     a_number_as_anneal=lambda: OneCycle(anneal=3),  # type: ignore[arg-type]
