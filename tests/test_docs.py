@@ -56,7 +56,7 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
 @pytest.mark.parametrize('url, local', [
     (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
     (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
-    (f'{SITE}/plot.html#_every', '/plot.ipynb'),
+    (f'{SITE}/plot.html#_every', '/plot.ipynb'), (f'{SITE}/demo.html#demo', '/demo.ipynb'),
     (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/rooms/resume.file.html', '/rooms/resume.file.ipynb'),
     (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
     ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
@@ -66,7 +66,7 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
     ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
     ('#a-heading', '#a-heading'), ('LICENSE', 'LICENSE')])
 def test_links(url, local):
-    assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot'}) == local
+    assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot', 'demo'}) == local
 
 def test_markdown_outside_of_code():
     text = f'[a]({SITE}/a.html) and [b](02_plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
