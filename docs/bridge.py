@@ -115,11 +115,17 @@ def signature(name, obj, shown):
     call = f'{name}({lines[0] if lines else ""})' if len(lines) < 2 else '\n    '.join([f'{name}(', *lines]) + ')'
     return call + (f' -> {returns}' if returns else '')
 
+def parameter_table(obj):
+    "Write fastcore's table of the parameters of `obj`, with short types, and a comment of several lines as one sentence."
+    table = str(DocmentTbl(obj))
+    for old, new in (('NoneType', ''), ('collections.abc.', ''), ('<br>', ' ')): table = table.replace(old, new)
+    return table
+
 def api_section(name, obj, site, known, level):
     "Make a section from what `show_doc` says about `obj`: source, signature, description and parameters."
     shown, source = show_doc(obj), NbdevLookup().code(name)
     link = f'[source]({source}){{.source-link}}' if source else ''
-    table = '' if isinstance(obj, property) else linked(str(DocmentTbl(obj)).replace('NoneType', '').replace('collections.abc.', ''))
+    table = '' if isinstance(obj, property) else linked(parameter_table(obj))
     table = re.sub(r'^\| (\w+) \|', r'| `\1` |', table, flags=re.M)
     text = linked(inspect.cleandoc(shown.docs or '')) + (f'\n\n{{.parameters}}\n{table}' if table else '')
     anchor = name.lower()

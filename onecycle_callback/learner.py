@@ -23,7 +23,7 @@ from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_fl
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
 from .internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, as_checkpoint
-from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
+from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule, takes_schedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
 @patch
@@ -142,7 +142,8 @@ def fine_tune(self:Learner,
     check_whole('epochs', epochs)
     check_whole('freeze_epochs', freeze_epochs, Bounds(ge=0))
     check_number('base_lr', base_lr, POSITIVE)
-    check_number('lr_mult', lr_mult, Bounds(ge=1, lt=np.inf))
+    check_number('lr_mult', lr_mult, DIV_FACTOR)
+    check_number('div', div, DIV_FACTOR)
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)

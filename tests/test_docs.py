@@ -10,8 +10,8 @@ import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from docs.bridge import (WARNING, api_section, api_sections, code_cell, frontmatter, local_link, markdown, members, options, page, shown_name,
-                         signature, toctree)
+from docs.bridge import (WARNING, api_section, api_sections, code_cell, frontmatter, local_link, markdown, members, options, page,
+                         parameter_table, shown_name, signature, toctree)
 from docs.readme import readme
 from nbdev.showdoc import show_doc
 from torch import nn
@@ -186,6 +186,18 @@ def test_page_of_an_inner_room(room):
     nb = notebook(shown[0], new_markdown_cell('## Writing'), *shown[1:], page='resume.file.html')
     assert api_sections(nb, 'lib') == {'File': {'File': room.File, 'File.read': room.File.read}, 'File.write': {'File.write': room.File.write}}
     assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing', '### File.write']
+
+def rows(obj):
+    "The rows of the parameter table of `obj`, `{name: row}`."
+    lines = parameter_table(obj).splitlines()[2:]
+    return {line.split(' | ')[0].strip('| '): line for line in lines}
+
+@pytest.mark.parametrize('obj, own', [(OneCycle, []), (Learner.fit_one_cycle, []), (Learner.preview_one_cycle, []),
+                                      (Learner.fine_tune, ['max_lr', 'div_factor', 'pct_start', 'final_div'])])
+def test_the_arguments_of_the_schedule_are_described_once_for_all(obj, own):
+    shared = {name: row for name, row in rows(OneCycleSchedule).items() if name not in own}
+    assert len(shared) == 7 - len(own) and {name: rows(obj).get(name) for name in shared} == shared
+    assert all(row.split(' | ')[-1].strip('| ') and '<br>' not in row for row in rows(obj).values())
 
 def test_toctree(tmp_path):
     for name in ('index', '10_b', '02_a', 'howto/c', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
