@@ -107,7 +107,8 @@ def test_preview_leaves_an_optimizer_that_was_given_ready_made():
     assert ready.opt.state['kept'] == 1 and learn.opt is None
 
 @pytest.mark.parametrize('kwargs, peaks', [(dict(lr=.3), [.3]), (dict(lr=slice(.1, .3), n_groups=2), [.1, .3]),
-                                           (dict(opt_func=partial(SGD, lr=.7, mom=.9)), [.7])], ids=str)
+                                           (dict(opt_func=partial(SGD, lr=.7, mom=.9)), [.7])],
+                         ids=['number', 'slice', "the optimizer's"])
 def test_default_lr_is_the_one_that_fastai_would_use(kwargs, peaks):
     learn, spy = learner(**kwargs), Spy()
     assert learn.preview_one_cycle(1).lrs.max(0).tolist() == peaks
