@@ -11,14 +11,14 @@ nox.options.sessions = ['tests']
 # The documentation is built with one set of versions, so its tests run in the pinned corner only.
 DOCS_TESTS = ['test_docs.py', 'test_notebooks.py', 'test_site.py']
 
-# Each torchvision is the one of its torch release. fastai.vision of 2.8.8 and before needs fasttransform 0.0.2;
-# fastai 2.8.7 needs fastcore 1 and doesn't say so.
+# Each torchvision is the one of its torch release. What fastai 2.8.7 and 2.8.8 need and don't declare is told in
+# nbs/howto/versions.ipynb.
 CORNERS = [
     nox.param('3.11', ['-c', 'constraints.txt', '-e', '.[dev]'], id='pinned'),
-    nox.param('3.10', ['-e', '.[test]', 'torch==2.6.*', 'torchvision==0.21.*', 'fastai==2.8.8', 'fasttransform==0.0.2'],
-              id='torch-2.6'),
+    nox.param('3.10', ['-e', '.[test]', 'torch==2.6.*', 'torchvision==0.21.*', 'fastai==2.8.8', 'fasttransform==0.0.2',
+                       'plum-dispatch<2.10'], id='torch-2.6'),
     nox.param('3.12', ['-e', '.[test]', 'torch==2.11.*', 'torchvision==0.26.*', 'fastai==2.8.7', 'fasttransform==0.0.2',
-                       'fastcore==1.14.5'], id='fastcore-1'),
+                       'plum-dispatch<2.10', 'fastcore==1.14.5'], id='fastcore-1'),
     nox.param('3.13', ['-e', '.[test]'], id='newest'),
 ]
 
