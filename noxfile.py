@@ -33,6 +33,25 @@ def tests(session, requirements):
     session.run('pytest', '-rs', *left_out, *session.posargs)
 
 
+# Other libraries that train through fastai
+
+CLIENTS = [
+    nox.param('3.11', ['tsai==1.0.1', 'pyts<0.14'], id='tsai'),   # tsai imports pyts.image.gaf, which pyts 0.14 lacks
+    nox.param('3.11', ['autogluon.tabular[fastai]==1.6.3'], id='autogluon'),   # brings fastai 2.8.7 with fastcore 1
+    nox.param('3.11', ['fastxtend==0.1.7'], id='fastxtend'),
+]
+
+
+@nox.session
+@nox.parametrize('python, requirements', CLIENTS)
+def clients(session, requirements):
+    "Run the tests of one client, beside the newest of everything that it accepts."
+    session.install('-e', '.[test]', *requirements)
+    session.run('pip', 'list')
+    name = requirements[0].split('=')[0].split('.')[0]
+    session.run('pytest', '-rs', f'tests/clients/test_{name}.py', *session.posargs)
+
+
 # What is published
 
 @nox.session(python='3.11')

@@ -19,7 +19,8 @@ from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastcore.script import call_parse
 
 from onecycle_callback import OneCycle, OneCycleSchedule
-from onecycle_callback.callback import BLOCK, hyper_groups, momentum_key
+from onecycle_callback.callback import BLOCK_SIZE
+from onecycle_callback.optimizer import OptAdapter
 
 EVENTS = 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split()
 OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
@@ -67,13 +68,13 @@ def columns(opt, n_groups):
         ignite = CosineAnnealingScheduler(ignite_opt, 'lr', .004, .1, N)
         if n_groups == 1: cols['ignite own'] = lambda i: ignite(None)      # LR only, and one group at a time
     except ImportError: pass
-    groups, key = hyper_groups(make_learner(opt, n_groups).opt), momentum_key(make_learner(opt, n_groups).opt)
+    groups = OptAdapter(make_learner(opt, n_groups).opt).groups
     lrs = [.1] * n_groups
     def floor_pair(i):
         for g, v in zip(groups, lrs): g['lr'] = v; g['betas'] = (v, .99)
     def floor_plain(i):
         for g, v in zip(groups, lrs): g['lr'] = v; g['mom'] = v
-    cols['floor own'] = floor_pair if key == 'betas__0' else floor_plain
+    cols['floor own'] = floor_pair if 'betas' in groups[0] else floor_plain
     return cols
 
 def best_times(cols, rounds, calls):
@@ -129,7 +130,8 @@ def main(
         for n_groups in (1, 10, 100) if quick else (1, 10, 100, 1000):
             calls = max(40, some // n_groups)
             # OneCycle computes its values a block at a time: a round as long as a block pays for exactly one
-            rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, dict(OneCycle=BLOCK // n_groups + 1, fastai=max(20, calls // 40), any=calls))
+            per_round = dict(OneCycle=BLOCK_SIZE // n_groups + 1, fastai=max(20, calls // 40), any=calls)
+            rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, per_round)
     table = pd.DataFrame(rows).T
     own = table['OneCycle own']
     ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'], 'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],

@@ -57,7 +57,7 @@ def local_link(url, site, known):
     if '://' in path or not (own or path.endswith('.ipynb')): return url
     name = anchor
     while name:
-        if name in known: return f'#{name}'
+        if name in known and name != PurePosixPath(path).stem: return f'#{name}'   # a page's own name would be ambiguous
         name = name.rpartition('.')[0]
     if own: return '/' + str(PurePosixPath(path.strip('/') or 'index.html').with_suffix('.ipynb'))
     return str(PurePosixPath(nbpath2html(PurePosixPath(path))).with_suffix('.ipynb')) + (f'#{anchor}' if anchor else '')

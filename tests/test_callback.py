@@ -34,8 +34,9 @@ def test_a_whole_fit(opt, fit):
     recorded(learn, 36)
 
 @opt_and_fit
-@pytest.mark.parametrize('event, done', [('before_batch', 14), ('after_batch', 15)])
-@pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('boom'), MemoryError('none left')], ids=repr)
+@pytest.mark.parametrize('error, event, done', [(KeyboardInterrupt(), 'after_batch', 15),
+                                                (RuntimeError('boom'), 'before_batch', 14),
+                                                (MemoryError('none left'), 'after_batch', 15)], ids=repr)
 def test_a_fit_that_fails_and_one_after_it(opt, fit, error, event, done):
     learn = learner(opt_func=OPTS[opt])
     with pytest.raises(type(error)): FITS[fit](learn, [At(1, 2, throw(error), event)])

@@ -35,8 +35,13 @@ def jobs(tmp_path_factory):
     names = 'cycles', 'refused', 'after', 'uninterrupted'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
+def together(test):
+    "Mark a test that looks at what two processes did: they run once for all of them."
+    return pytest.mark.slow(pytest.mark.xdist_group('processes')(test))
+
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
 
+@together
 @pytest.mark.parametrize('name', N_BATCH)
 def test_every_process_trains_with_the_plan(jobs, name):
     first, second = (run[name] for run in jobs['cycles'])
@@ -47,6 +52,7 @@ def test_every_process_trains_with_the_plan(jobs, name):
     assert first['mom_after'] == [.9] * len(first['mom_after'])
     assert first['values'][-1][1:] == second['values'][-1][1:]
 
+@together
 def test_every_item_is_dealt_out_once_an_epoch(jobs):
     runs, orders = [run['SGD'] for run in jobs['cycles']], []
     for epoch in range(3):
@@ -55,9 +61,11 @@ def test_every_item_is_dealt_out_once_an_epoch(jobs):
         orders.append(shares)
     assert orders[0] != orders[1]
 
+@together
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
     for message, untouched in jobs['refused']: assert 'dls.train must have at least one batch, got 0' in message and untouched
 
+@together
 def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
@@ -75,6 +83,7 @@ def killed(tmp_path_factory):
     assert process.returncode == 0, out + err
     return [*printed, out], {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in ('resumed', 'complete')}
 
+@together
 @pytest.mark.parametrize('job', ['resumed', 'complete'])
 def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     "In each process, which has losses and random numbers of its own."
@@ -82,6 +91,7 @@ def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
 
+@together
 def test_bar_and_table_of_a_killed_cycle(killed):
     "Rank 0 alone shows them: 15 batches were saved, then 30."
     first, second, last = killed[0]
@@ -90,6 +100,7 @@ def test_bar_and_table_of_a_killed_cycle(killed):
     assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2, 3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
     assert last.count('is complete') == 1
 
+@pytest.mark.slow
 def test_main_job(tmp_path):
     process = start('-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
     out, err = process.communicate(timeout=300)
@@ -99,6 +110,7 @@ def test_main_job(tmp_path):
     assert [sum(text in line for line in lines) for text in once] == [1] * len(once), out
     assert [p.name for p in tmp_path.iterdir()] == ['onecycle.png']
 
+@pytest.mark.slow
 def test_main_job_refuses_once(tmp_path):
     process = start('-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
     out, err = process.communicate(timeout=300)
@@ -127,13 +139,21 @@ def printed():
     "What a new interpreter prints: without accelerate, of fastai's own way without a GPU, and of that way where there is one."
     return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
 
+in_new_interpreter = pytest.mark.xdist_group('interpreter')     # which runs once for all tests
+
+@pytest.mark.slow
+@in_new_interpreter
 def test_accelerate_is_asked_for_by_name(printed):
     assert printed[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
 
+@pytest.mark.slow
+@in_new_interpreter
 def test_fastai_still_needs_a_gpu(printed):
     "When it doesn't, distributed.py can go. torch without CUDA says CUDA; with CUDA and no driver it says NVIDIA."
     assert 'CUDA' in printed[1] or 'NVIDIA' in printed[1]
 
+@pytest.mark.slow
+@in_new_interpreter
 def test_work_around_leaves_a_gpu_alone(printed): assert printed[2:] == ['True']
 
 @pytest.fixture(scope='module')

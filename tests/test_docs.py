@@ -1,4 +1,5 @@
 """The rules by which a notebook becomes a page, and the index the README; the built pages are looked at in test_site.py."""
+import re
 import sys
 from base64 import b64encode
 from importlib import import_module
@@ -13,7 +14,8 @@ from docs.bridge import (WARNING, api_section, api_sections, code_cell, frontmat
                          signature, toctree)
 from docs.readme import readme
 from nbdev.showdoc import show_doc
-from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule, callback, schedule
+from torch import nn
+from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule
 
 SITE = 'https://example.org/lib'
 PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
@@ -54,7 +56,7 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
 @pytest.mark.parametrize('url, local', [
     (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
     (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
-    (f'{SITE}/plot.html#_every', '/plot.ipynb'),
+    (f'{SITE}/plot.html#_every', '/plot.ipynb'), (f'{SITE}/demo.html#demo', '/demo.ipynb'),
     (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/rooms/resume.file.html', '/rooms/resume.file.ipynb'),
     (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
     ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
@@ -64,7 +66,7 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
     ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
     ('#a-heading', '#a-heading'), ('LICENSE', 'LICENSE')])
 def test_links(url, local):
-    assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot'}) == local
+    assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot', 'demo'}) == local
 
 def test_markdown_outside_of_code():
     text = f'[a]({SITE}/a.html) and [b](02_plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
@@ -89,27 +91,53 @@ def test_what_another_module_patches_in_is_no_member(monkeypatch):
     monkeypatch.setattr(OneCyclePlan, 'elsewhere', elsewhere, raising=False)
     assert 'elsewhere' not in members(OneCyclePlan)
 
+class Sample:
+    "What a section is made of."
+    @property
+    def size(self) -> int: # How many
+        "The size of the sample."
+        return 1
+
+    def take(self,
+        first:int, # The first one
+        by_name:str|None=None, # Which name; see `OneCycle`
+        *, a_rather_long_argument:float=.5, # Long
+        one_more_long_argument:bool=False # Longer
+    ) -> nn.Module: # What was taken
+        "Take some of it, as `OneCycle` does."
+
+def plain(x, y=1): "Nothing is known of its types."
+
 def call(name, obj): return signature(name, obj, show_doc(obj))
 
-def test_signatures():
-    assert call('anneal_cos', schedule.anneal_cos) == 'anneal_cos(start, end, pos)'
-    assert call('OneCyclePlan.plot', OneCyclePlan.plot) == 'OneCyclePlan.plot(ax=None, figsize:tuple | None=None)'
-    assert call('OneCyclePlan.peak', OneCyclePlan.peak) == 'OneCyclePlan.peak: int'
-    assert call('plan_for', callback.plan_for) == 'plan_for(schedule:OneCycleSchedule, learn, n_epoch:int, reset_opt:bool=False) -> OneCyclePlan'
-    long = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
-    assert long.startswith('Learner.fit_one_cycle(\n    cycle_len:int, max_lr=None, div_factor:float=25.0, pct_start:float=0.3,')
-    assert '#' not in long and 'NoneType' not in long and max(map(len, long.splitlines())) <= 81
+@pytest.mark.parametrize('name, obj, wanted', [
+    ('plain', plain, 'plain(x, y:int=1)'), ('Sample.size', Sample.size, 'Sample.size: int'),
+    ('Sample.take', Sample.take, 'Sample.take(\n    first:int, by_name:str | None=None, *, a_rather_long_argument:float=0.5,\n'
+                                 '    one_more_long_argument:bool=False) -> Module')])
+def test_signatures(name, obj, wanted): assert call(name, obj) == wanted
 
-def test_section_of_a_name():
-    text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
-    assert text.startswith('<div id="learner.fine_tune"></div>\n\n(learner.fine_tune)=\n\n### Learner.fine_tune\n\n[source](https://github.com/')
-    assert '/onecycle_callback/learner.py#L' in text and '#LNone' not in text
-    assert "\n\nfastai's `fine_tune`" in text
-    assert '| `freeze_epochs` | int | 1 | Number of epochs with all but the last parameter group frozen; 0 for none |' in text
-    prop = api_section('OneCyclePlan.peak', OneCyclePlan.peak, SITE, set(), 4).source
-    assert '#### OneCyclePlan.peak\n' in prop and 'The batch that trains with `max_lr`.' in prop and '|' not in prop
+def test_a_long_signature_fits_the_column():
+    text = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
+    assert text.startswith('Learner.fit_one_cycle(\n    cycle_len:int')
+    assert '#' not in text and 'NoneType' not in text and max(map(len, text.splitlines())) <= 81
+
+def test_section_of_a_method():
+    text = api_section('Sample.take', Sample.take, SITE, {'onecycle'}, 3).source
+    assert text.startswith('<div id="sample.take"></div>\n\n(sample.take)=\n\n### Sample.take\n\n```python\nSample.take(')
+    assert '\n\nTake some of it, as [`OneCycle`](' in text
+    assert '| `first` | int |  | The first one |' in text and '| `by_name` | str \\| None | None | Which name; see [`OneCycle`](' in text
+
+def test_section_of_a_property_has_no_table():
+    text = api_section('Sample.size', Sample.size, SITE, set(), 4).source
+    assert '#### Sample.size\n' in text and 'The size of the sample.' in text and '|' not in text
+
+def test_section_of_a_class_needs_no_anchor_of_its_own():
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
     assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
+
+def test_section_leads_to_its_source():
+    text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
+    assert re.search(r'\[source\]\(https://github.com/.*/onecycle_callback/learner.py#L\d+\)', text)
 
 def notebook(*cells, page='schedule.html'):
     "A notebook as nbdev hands it over: its frontmatter, the warning, `cells`."

@@ -1,7 +1,6 @@
 """The gates: every notebook executes, is exported, is clean and current, and README.md comes from its notebook. Each gate is seen to catch a break."""
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path

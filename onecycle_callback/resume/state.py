@@ -32,6 +32,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..callback import OneCycle
+from ..internals import has_persistent_workers
 from ..schedule import OneCyclePlan
 
 # %% ../../nbs/rooms/resume.state.ipynb #038ebb76
@@ -141,11 +142,9 @@ def warn_of_persistent_workers(
     learn # The `Learner`
 ):
     "Warn if a data loader of `learn` has workers whose random states cannot be saved."
-    for loader in learn.dls.loaders:
-        settings = getattr(loader, '__dict__', {}).get('fake_l', loader)      # where fastai's `DataLoader` keeps them
-        if getattr(settings, 'persistent_workers', False):
-            warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
-                 'persistent_workers=True: their random draws differ after a crash')
+    if any(map(has_persistent_workers, learn.dls.loaders)):
+        warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
+             'persistent_workers=True: their random draws differ after a crash')
 
 # %% ../../nbs/rooms/resume.state.ipynb #9b7617e0
 _NOT_STATE = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, partial, np.ufunc, io.IOBase,
