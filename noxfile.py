@@ -67,7 +67,7 @@ def release(session):
     session.run('twine', 'check', '--strict', str(sdist), str(wheel))
     with TemporaryDirectory() as folder, session.chdir(folder):
         session.run('python', '-m', 'venv', 'empty')
-        python = str(Path('empty/bin/python').resolve())
+        python = str(Path('empty/bin/python').absolute())
         session.run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools', external=True)
         session.run(python, '-m', 'pip', 'install', '-q', '-c', str(checkout / 'constraints.txt'), str(wheel), external=True)
         session.run(python, str(checkout / 'tests/check_release.py'), str(checkout), *session.posargs, external=True)

@@ -79,6 +79,7 @@ def check_demo():
 
 def main(checkout, tag=None):
     checkout, version = Path(checkout), onecycle_callback.__version__
+    assert sys.prefix != sys.base_prefix, f'{sys.executable} is not in an environment of its own'
     assert Path(onecycle_callback.__file__).is_relative_to(sys.prefix), f'imported from {onecycle_callback.__file__}'
     assert distribution(PACKAGE).version == version
     check_files(checkout, version)
