@@ -8,7 +8,7 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 from crash import crash  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('crash')]     # the cycles are killed once for all tests
+pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def figures(tmp_path_factory): return crash(1, seed=1, root=tmp_path_factory.mktemp('crash'), n_kills=6)

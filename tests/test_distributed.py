@@ -35,13 +35,9 @@ def jobs(tmp_path_factory):
     names = 'cycles', 'refused', 'after', 'uninterrupted'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
-def together(test):
-    "Mark a test that looks at what two processes did: they run once for all of them."
-    return pytest.mark.slow(pytest.mark.xdist_group('processes')(test))
-
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
 
-@together
+@pytest.mark.slow
 @pytest.mark.parametrize('name', N_BATCH)
 def test_every_process_trains_with_the_plan(jobs, name):
     first, second = (run[name] for run in jobs['cycles'])
@@ -52,7 +48,7 @@ def test_every_process_trains_with_the_plan(jobs, name):
     assert first['mom_after'] == [.9] * len(first['mom_after'])
     assert first['values'][-1][1:] == second['values'][-1][1:]
 
-@together
+@pytest.mark.slow
 def test_every_item_is_dealt_out_once_an_epoch(jobs):
     runs, orders = [run['SGD'] for run in jobs['cycles']], []
     for epoch in range(3):
@@ -61,11 +57,11 @@ def test_every_item_is_dealt_out_once_an_epoch(jobs):
         orders.append(shares)
     assert orders[0] != orders[1]
 
-@together
+@pytest.mark.slow
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
     for message, untouched in jobs['refused']: assert 'dls.train must have at least one batch, got 0' in message and untouched
 
-@together
+@pytest.mark.slow
 def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
@@ -83,7 +79,7 @@ def killed(tmp_path_factory):
     assert process.returncode == 0, out + err
     return [*printed, out], {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in ('resumed', 'complete')}
 
-@together
+@pytest.mark.slow
 @pytest.mark.parametrize('job', ['resumed', 'complete'])
 def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     "In each process, which has losses and random numbers of its own."
@@ -91,7 +87,7 @@ def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
 
-@together
+@pytest.mark.slow
 def test_bar_and_table_of_a_killed_cycle(killed):
     "Rank 0 alone shows them: 15 batches were saved, then 30."
     first, second, last = killed[0]
@@ -139,21 +135,16 @@ def printed():
     "What a new interpreter prints: without accelerate, of fastai's own way without a GPU, and of that way where there is one."
     return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
 
-in_new_interpreter = pytest.mark.xdist_group('interpreter')     # which runs once for all tests
-
 @pytest.mark.slow
-@in_new_interpreter
 def test_accelerate_is_asked_for_by_name(printed):
     assert printed[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
 
 @pytest.mark.slow
-@in_new_interpreter
 def test_fastai_still_needs_a_gpu(printed):
     "When it doesn't, distributed.py can go. torch without CUDA says CUDA; with CUDA and no driver it says NVIDIA."
     assert 'CUDA' in printed[1] or 'NVIDIA' in printed[1]
 
 @pytest.mark.slow
-@in_new_interpreter
 def test_work_around_leaves_a_gpu_alone(printed): assert printed[2:] == ['True']
 
 @pytest.fixture(scope='module')

@@ -48,8 +48,6 @@ def fine_tuned(learn):
     learn.fine_tune(3, 1e-2, cbs=Each())
     return fits
 
-one_process = pytest.mark.xdist_group('apart')      # which is made once
-
 @pytest.fixture(scope='module')
 def apart(tmp_path_factory):
     "An exported Learner, its record where this package is not installed, and what fastai's own `fine_tune` uses there."
@@ -68,12 +66,10 @@ loaded, fits = load_learner(sys.argv[1]), fine_tuned(learner(n_groups=3))
 print()      # the bar leaves no line of its own
 print(json.dumps([loaded.recorder.hps, fits]))""", path/'export.pkl')
 
-@one_process
 def test_loaded_where_this_package_is_not_installed(apart):
     learn, hps, _ = apart
     assert hps == learn.recorder.hps and len(hps['lr']) == 12
 
-@one_process
 def test_each_value_of_fastais_fine_tune_lies_among_ours_of_the_batches_around_it(apart):
     "They cannot be equal: fastai's cycles miss their own peak and end by a part of a batch."
     for ours, theirs in zip(fine_tuned(learner(n_groups=3)), apart[2], strict=True):

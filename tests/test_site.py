@@ -23,7 +23,7 @@ from helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('site')]    # one build and one browser, in one process
+pytestmark = pytest.mark.slow
 
 LIB = 'onecycle_callback'
 NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}

@@ -94,8 +94,6 @@ def notebook(tmp_path_factory):
         write_kernel_spec(folder / 'jupyter/kernels/this')
         return asyncio.run(run_notebook(folder, CELLS, interrupted=CELLS.index(FIT), reached=folder / 'reached_41'))
 
-in_notebook = pytest.mark.xdist_group('notebook')     # which runs once for all tests
-
 def html(cell): return ''.join(out.get('data', {}).get('text/html', '') for out in cell.outputs)
 def pictures(cell): return sum('image/png' in out.get('data', {}) for out in cell.outputs)
 def table(text): return list(map(int, re.findall(r'<tr><td>(\d+)</td><td>\d+\.\d', text)))
@@ -107,19 +105,16 @@ def progress(shown):
     states = [done(text) for text in shown]
     return [state for state in states if len(state) == 2 and state[1][1] == 30]
 
-@in_notebook
 def test_notebook_preview(notebook):
     cells, _ = notebook
     assert html(cells[2]).count('<tr>') == 5 and html(cells[2]).count('data:image/png') == 1
 
-@in_notebook
 def test_notebook_interrupted(notebook):
     cells, shown = notebook
     assert [out.ename for out in cells[3].outputs if out.output_type == 'error'] == ['KeyboardInterrupt']
     assert table(html(cells[3])) == [0] and done(html(cells[3]))[0] == (1, 4)
     assert progress(shown[3])[0] == [(0, 4), (0, 30)]
 
-@in_notebook
 def test_notebook_resumed(notebook):
     "The same cell again, with the same Learner: 35 batches were saved, 5 of them of the second epoch."
     cells, shown = notebook
@@ -129,14 +124,12 @@ def test_notebook_resumed(notebook):
     assert table(html(cells[4])) == [0, 1, 2, 3] and pictures(cells[4]) == 1
     assert without_times(html(cells[4])) == without_times(html(cells[6]))     # the table of the uninterrupted run
 
-@in_notebook
 @pytest.mark.parametrize('cell, says', [(5, None), (6, 'True'), (7, 'True')], ids=['picture', 'same weights', 'same predictions of what was exported'])
 def test_notebook_afterwards(notebook, cell, says):
     cells, _ = notebook
     results = [out.data['text/plain'] for out in cells[cell].outputs if out.output_type == 'execute_result']
     assert results == [says] if says else pictures(cells[cell]) == 1
 
-@in_notebook
 def test_notebook_warns_of_nothing(notebook):
     cells, _ = notebook
     errors = [out.get('text', out.get('ename')) for cell in cells for out in cell.outputs if out.output_type == 'error' or out.get('name') == 'stderr']
