@@ -116,7 +116,7 @@ def broken_links(pages, site):
 def test_links_and_anchors(pages, site): assert broken_links(pages, site) == []
 
 def test_a_broken_link_is_seen(pages, site):
-    links = ['gone.html', 'plot.html#gone', '#gone', 'plot.html#plot_hypers']
+    links = ['gone.html', 'schedule.html#gone', '#gone', 'schedule.html#onecycleplan']
     page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
     assert [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
 
@@ -143,7 +143,7 @@ def build(tree, **pages):
 
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)
-    run = build(tree, index=['## Install and try'], page=['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$'])
+    run = build(tree, **{'index': ['## Install and try'], '1_page': ['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$']})
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
