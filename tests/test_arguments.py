@@ -77,7 +77,7 @@ FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
        *each('wd', '3 parameter groups', [.1, .2])]
 
 FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
-             case('div_factor', 'at least 1', got='0', div=0),
+             case('div', 'at least 1', got='0', div=0),
              case('div_factor', 'freeze_epochs, lr_mult, pct_start, div,', div_factor=3.),
              *each('base_lr', 'above 0', -1, nan),
              *each('lr_mult', 'at least 1', 0, .5),
