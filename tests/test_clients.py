@@ -167,6 +167,7 @@ IMPORTS = dict(
     reloaded='import onecycle_callback, other\nfrom importlib import reload\n'
              'for _ in range(3): reload(other), reload(onecycle_callback.recorder)')
 
+@pytest.mark.slow
 @pytest.mark.parametrize('imports', IMPORTS.values(), ids=IMPORTS.keys())
 def test_a_package_that_replaces_the_recorder(imports, tmp_path):
     (tmp_path/'other.py').write_text(OTHER_RECORDER)

@@ -1,4 +1,4 @@
-"""fastxtend replaces the methods of `Recorder` that this package builds on; imported before or after, fits are recorded.
+"""fastxtend replaces the methods of `Recorder`; imported before or after, fits are recorded.
 
 fastxtend 0.1.7 is of the time of fastai 2.7. Of what it imports, fastcore has since moved `dispatch` to fasttransform,
 which the test puts back."""
