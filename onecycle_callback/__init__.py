@@ -1,4 +1,4 @@
-"""The 1cycle policy for fastai. Importing this package gives `Learner` its `fit_one_cycle`, `preview_one_cycle` and `fine_tune`."""
+"""The 1cycle policy for fastai: `Learner` gets `fit_one_cycle`, `preview_one_cycle` and `fine_tune` on import."""
 
 __version__ = "0.1.0"
 

@@ -30,12 +30,16 @@ class Bounds:
     lt:float|None = None # Numbers must be below this one; `inf`: they must be finite
 
     @property
-    def limits(self): return {name: getattr(self, name) for name in _WORDS if getattr(self, name) is not None}
+    def limits(self) -> dict:
+        "The limits that are set, by name."
+        return {name: getattr(self, name) for name in _WORDS if getattr(self, name) is not None}
 
     def __contains__(self, x): return all(getattr(operator, name)(x, limit) for name, limit in self.limits.items())
 
-    def describe(self, noun):
-        "Return the interval in words: `a number above 0`; between two limits the `noun` goes without saying."
+    def describe(self,
+        noun:str # What is limited, with its article: `a number`
+    ) -> str: # `a number above 0`
+        "Return the interval in words; between two limits the `noun` goes without saying."
         if self.ge is not None and self.le is not None: return f'between {self.ge} and {self.le}'
         parts = [f'{_WORDS[name]} {limit}' for name, limit in self.limits.items() if abs(limit) != inf]
         if len(parts) == 2: return ' and '.join(parts)

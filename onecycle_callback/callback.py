@@ -36,8 +36,8 @@ def batches_per_epoch(
     if not hasattr(learn, 'distributed_trainer'): return len(dl)
     dl = getattr(dl, 'dl', dl)   # during a fit it is wrapped in a `DistributedDL`
     if not dl.drop_last: return ceil(len(dl) / num_distrib())
-    if isinstance(dl, torch.utils.data.DataLoader): n_items, bs = len(dl.dataset), dl.batch_size   # type: ignore[arg-type]
-    else: n_items, bs = items_of(dl), dl.bs
+    if not isinstance(dl, torch.utils.data.DataLoader): n_items, bs = items_of(dl), dl.bs
+    else: n_items, bs = len(dl.dataset), dl.batch_size   # type: ignore[arg-type]
     return ceil(n_items / num_distrib()) // bs
 
 # %% ../nbs/03_callback.ipynb #ddfe97ef
@@ -88,8 +88,11 @@ def _moms_for(schedule, learn, opt):
 BLOCK_SIZE = 65536   # LRs computed at a time: 2 MB of Python floats
 
 class CycleRun:
-    "A cycle while it trains: `plan` on the optimizer `opt`, its record `hps`, and the momentum to put back at the end."
-    def __init__(self, plan:OneCyclePlan, opt:OptAdapter):
+    "A cycle while it trains: its values on the optimizer, its record `hps`, and the momentum to put back at the end."
+    def __init__(self,
+        plan:OneCyclePlan, # The values to train with
+        opt:OptAdapter # The optimizer to set them on
+    ):
         with_mom = plan.schedule.moms is not False
         if with_mom: opt.add_momentum_buffers()
         self.plan, self.opt = plan, opt
@@ -109,7 +112,9 @@ def _precompute(self:CycleRun, i):
     self._first, self._rows = i, list(zip(lrs.tolist(), [None] * len(lrs) if moms is None else moms.tolist()))
 
 @patch
-def set_batch(self:CycleRun, i):
+def set_batch(self:CycleRun,
+    i:int # The batch, counted from 0 over the whole cycle
+):
     "Set LR and momentum for batch `i` of the cycle."
     k = i - self._first
     if not 0 <= k < len(self._rows):

@@ -70,8 +70,9 @@ def _values(sliders):
 def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
     """Show the plan's picture and table below sliders.
 
-    They are for `max_lr` (of the last parameter group), `div_factor`, `pct_start`, `final_div` and the number of epochs,
-    and start at the plan's own values; the plan itself stays as it is. Raises `ImportError` if ipywidgets is missing."""
+    They are for `max_lr` (of the last parameter group), `div_factor`, `pct_start`, `final_div` and the number of
+    epochs, and start at the plan's own values; the plan itself stays as it is. Raises `ImportError` if ipywidgets is
+    missing."""
     try: import ipywidgets as widgets
     except ImportError:
         raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None

@@ -34,7 +34,9 @@ def fit_over(
         for name in loops: delattr(learn, name)
 
 # %% ../nbs/rooms/internals.ipynb #ced0a38b
-def start_clock(learn):
+def start_clock(
+    learn # The `Learner`
+):
     "Make the progress bar over the epochs ready to start with any epoch."
     bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
     if not bar: return

@@ -19,10 +19,11 @@ from fastcore.basics import patch
 class OptAdapter:
     """LR and momentum of the parameter groups of `opt`.
 
-    `opt` is a fastai `Optimizer`, an `OptimWrapper`, or a `Lookahead` around one. `mom_path` says where a group keeps its
-    momentum: `mom`, `momentum`, or `betas__0` for the first of a tuple. It is `None` if the optimizer has no momentum:
-    Adagrad has none, and fastai's `SGD(mom=0)` never reads its own."""
-    def __init__(self, opt):
+    `mom_path` says where a group keeps its momentum: `mom`, `momentum`, or `betas__0` for the first of a tuple. It is
+    `None` if the optimizer has no momentum: Adagrad has none, and fastai's `SGD(mom=0)` never reads its own."""
+    def __init__(self,
+        opt # A fastai `Optimizer`, an `OptimWrapper`, or a `Lookahead` around one
+    ):
         self.name = opt_name(opt)
         if isinstance(opt, Lookahead): opt = opt.opt
         if isinstance(opt, OptimWrapper):
@@ -39,7 +40,9 @@ def _reads_mom(opt):
     return any('mom' in signature(step).parameters for step in opt.cbs)
 
 # %% ../nbs/rooms/optimizer.ipynb #76cfa259
-def opt_name(opt) -> str:
+def opt_name(
+    opt # A fastai `Optimizer`, an `OptimWrapper`, or a `Lookahead` around one
+) -> str:
     "Return what users call `opt`: the class of a torch optimizer, or the steps of a fastai one."
     if isinstance(opt, Lookahead): return f'Lookahead({opt_name(opt.opt)})'
     if isinstance(opt, OptimWrapper): return type(opt.opt).__name__
@@ -70,7 +73,9 @@ def moms(self:OptAdapter) -> list:
     return [g[self._mom_key][self._mom_index] for g in self.groups]
 
 @patch
-def set_moms(self:OptAdapter, moms):
+def set_moms(self:OptAdapter,
+    moms:list # One momentum per group
+):
     "Set the momentum of each group; the other numbers of a tuple stay."
     for g, mom in zip(self.groups, moms):
         if self._mom_index is None: g[self._mom_key] = mom
@@ -78,8 +83,10 @@ def set_moms(self:OptAdapter, moms):
 
 # %% ../nbs/rooms/optimizer.ipynb #03b28224
 @patch
-def writer(self:OptAdapter, with_mom:bool):
-    "Return `write(lrs, mom)`, which sets the LR of each group, and its momentum unless `with_mom` is `False`."
+def writer(self:OptAdapter,
+    with_mom:bool # Whether to set momentum too
+): # `write(lrs, mom)`
+    "Return the function that sets the LR of each group, and one momentum for all."
     holder, groups, key = self._holder, self._groups, self._mom_key
 
     def lr_only(lrs, mom):
@@ -108,8 +115,10 @@ def writer(self:OptAdapter, with_mom:bool):
 
 # %% ../nbs/rooms/optimizer.ipynb #f338aafe
 @patch
-def restore_lr_tensors(self:OptAdapter, lrs):
-    "Put tensors among `lrs`, the LRs of the groups before a fit, back in place: a tensor of its own for each group."
+def restore_lr_tensors(self:OptAdapter,
+    lrs:list # The LR of each group before the fit
+):
+    "Put LRs that were tensors back in place, a tensor of its own for each group."
     for g, lr in zip(self.groups, lrs):
         if isinstance(lr, torch.Tensor): g['lr'] = lr
     seen = set()

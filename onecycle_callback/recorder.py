@@ -22,11 +22,11 @@ from .plot import plot_hypers
 def __call__(self:Recorder, event_name):
     "Handle an event as any `Callback`; at the first training epoch of a fit, drop what an earlier fit recorded."
     result = Callback.__call__(self, event_name)
-    if event_name == 'before_train': self.start_epoch_record()
+    if event_name == 'before_train': self._start_epoch_record()
     return result
 
 @patch
-def start_epoch_record(self:Recorder):
+def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts."
     if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
     recorded = self.hps.get('lr', vars(self).get('lrs', ()))
@@ -47,7 +47,8 @@ def _drawable(recorder, keys):
                          'train with a schedule first, for example with learn.fit_one_cycle(1)')
     wrong = [k for k in L(keys) if k not in hps]
     if wrong:
-        raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, got {", ".join(map(str, wrong))}')
+        raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, '
+                         f'got {", ".join(map(str, wrong))}')
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     hypers = {k: hps[k][:n] for k in (L(keys) or hps)}
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')

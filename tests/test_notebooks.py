@@ -133,6 +133,12 @@ def test_unwanted_output_is_seen(text):
     assert unwanted(dict(output_type='error')) and unwanted(dict(output_type='stream', name='stderr', text=''))
     assert not unwanted(dict(output_type='display_data', data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
+def test_a_line_of_the_package_fits_into_120_columns():
+    "But for `__all__`, which nbdev writes."
+    lines = [(path.name, line) for path in (ROOT / 'onecycle_callback').rglob('*.py') for line in path.read_text().splitlines()]
+    assert len(lines) > 1000 and [each for each in lines if len(each[1]) > 120 and not each[1].startswith('__all__')
+                                  and each[0] != '_modidx.py'] == []
+
 def test_flake8():
     run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests', 'benchmarks'], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

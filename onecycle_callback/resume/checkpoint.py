@@ -49,8 +49,8 @@ class CycleCheckpoint:
 def __setattr__(self:CycleCheckpoint, name, value):
     "Refuse any change, and so to be a callback, which a `Learner` gives itself as `learn`."
     if name != 'learn': return self._orig___setattr__(name, value)
-    raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), not as one of the '
-                     'cbs of a fit or a Learner')
+    raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), '
+                     'not as one of the cbs of a fit or a Learner')
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #059e5e61
 def as_checkpoint(
@@ -70,8 +70,9 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
     if saved is None or self.restart: return None
     differences = fingerprint_differences(saved['work'], fingerprint)
     if differences:
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run: {"; ".join(differences)}. Use the '
-                         f'original arguments, another name, or CycleCheckpoint({self.name!r}, restart=True) to start over')
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run: {"; ".join(differences)}. '
+                         'Use the original arguments, another name, '
+                         f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
     return saved
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #dfb35507
