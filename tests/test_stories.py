@@ -20,6 +20,13 @@ from interrupted import bars, epochs_shown, learner, rows
 
 pytestmark = pytest.mark.slow
 
+@pytest.fixture(scope='module', autouse=True)
+def without_torchs_own_warning():
+    "torch 2.15 warns of what fastai compiles while it is imported."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONWARNINGS', 'ignore:`torch.jit.script` is deprecated:FutureWarning')
+        yield
+
 # What both stories begin with. A batch that takes a minute, in the first process only, is where the other side interrupts.
 LEARNER = '''
 import os, time
