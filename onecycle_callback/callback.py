@@ -142,8 +142,8 @@ class OneCycle(Callback):
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
     values of `plan`, to the last bit. They are recorded in `recorder.hps`, which is complete however the fit ends; then
-    momentum is restored. Raises `ValueError` or `TypeError` for an argument that can't be used, here or when the callback
-    is added to a `Learner` that it doesn't fit."""
+    momentum is restored. Raises `ValueError` or `TypeError` for an argument that can't be used, here or when the
+    callback is added to a `Learner` that it doesn't fit."""
     order, run_valid = EarlyStoppingCallback.order + 1, False
     schedule:OneCycleSchedule
     plan:OneCyclePlan|None
