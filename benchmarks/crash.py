@@ -3,8 +3,9 @@
 `python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, and `every=7`, in
 child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes. Each has its
 progress bar and its table, in a log. Then it disturbs three more cycles: one by an exception from a callback, one by Ctrl-C,
-and one by a disk that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted run without a
-checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each time.
+and one by a disk that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted
+run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
+time.
 `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
 import os
 import re
