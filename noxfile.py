@@ -1,4 +1,4 @@
-"""The versions that are tested: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
+"""What one environment can't test: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
 import shutil
 import tarfile
 from pathlib import Path

@@ -68,7 +68,7 @@ def read_state(
     advice = 'It was left unchanged. Move it away, or choose another name'
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f'checkpoint: {path} cannot be read, {_why_unreadable(content, e)}. {advice}') from e
+        raise ValueError(f'checkpoint: {path} cannot be read, because {_why_unreadable(content, e)}. {advice}') from e
     if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
         raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state
