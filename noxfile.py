@@ -1,4 +1,4 @@
-"""The versions that are tested: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
+"""What one environment can't test: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,7 +11,7 @@ nox.options.sessions = ['tests']
 # The documentation is built with one set of versions, so its tests run in the pinned corner only.
 DOCS_TESTS = ['test_docs.py', 'test_notebooks.py', 'test_site.py']
 
-# Each torchvision is the one of its torch release. What fastai 2.8.7 and 2.8.8 need and don't declare is told in
+# Each torchvision is the one of its torch release. What fastai 2.8.7 and 2.8.8 need and don't declare is in
 # nbs/howto/versions.ipynb.
 CORNERS = [
     nox.param('3.11', ['-c', 'constraints.txt', '-e', '.[dev]'], id='pinned'),
@@ -45,7 +45,7 @@ CLIENTS = [
 @nox.session
 @nox.parametrize('python, requirements', CLIENTS)
 def clients(session, requirements):
-    "Run the tests of one client, beside the newest of everything that it accepts."
+    "Run the tests of one client, alongside the newest of everything that it accepts."
     session.install('-e', '.[test]', *requirements)
     session.run('pip', 'list')
     name = requirements[0].split('=')[0].split('.')[0]
@@ -56,9 +56,9 @@ def clients(session, requirements):
 
 @nox.session(python='3.11')
 def release(session):
-    """Build what is published into dist/ and try it: the wheel in an empty environment, the tests in the unpacked sdist.
+    """Build the release into dist/ and try it: the wheel in an empty environment, the tests in the unpacked sdist.
 
-    An argument after `--` is the tag of the release, such as `v1.2.3`: it has to fit the version and CHANGELOG.md."""
+    An argument after `--` is the tag of the release, such as `v1.2.3`: it must match the version and CHANGELOG.md."""
     checkout = Path.cwd()
     shutil.rmtree('dist', ignore_errors=True)
     session.install('-c', 'constraints.txt', 'build', 'twine', 'mypy')

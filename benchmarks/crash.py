@@ -2,9 +2,10 @@
 
 `python benchmarks/crash.py` trains on scikit-learn's digits with shuffling, dropout, batch norm and Adam, and `every=7`, in
 child processes that get SIGKILL at random moments or in the middle of a save, until one of them finishes. Each has its
-progress bar and its table, in a log. Then it does the same once each with an exception from a callback, Ctrl-C, and a disk
-that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted run without a
-checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each time.
+progress bar and its table, in a log. Then it disturbs three more cycles: one by an exception from a callback, one by Ctrl-C,
+and one by a disk that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted
+run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
+time.
 `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
 import os
 import re
@@ -113,12 +114,12 @@ def is_torn(folder):
     return False
 
 def resumes(folder):
-    "Find the epoch and the batch of each resume among the bars in the log."
+    "Return the epoch and the batch of each resume in the log."
     found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", (folder/'log').read_text())
     return [(int(epoch), int(batch)) for epoch, batch in found]
 
 def kill_soon(process, folder, duration, rng):
-    "Kill a child at a random moment or in the middle of a save, if it does not end before."
+    "Kill a child at a random moment or in the middle of a save, unless it ends first."
     moment, n_saves = rng.uniform(0.1, 0.9) * duration, rng.randrange(1, 8) if rng.random() < .5 else None
     begin, seen, now = time.perf_counter(), 0, unfinished_save(folder)
     while process.is_alive():
@@ -216,9 +217,9 @@ def cost(n=25_000_000, rounds=9):
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
-    seed:int=0, # Seed of the times of the kills
-    kills:int=None, # Number of kills of each cycle, at drawn batches and saves; default at random moments until it ends
-    cost_only:bool=False # Measure what a save costs instead
+    seed:int=0, # Seed of the kills
+    kills:int=None, # Number of kills per cycle, at drawn batches and saves; default at random moments until it ends
+    cost_only:bool=False # Only measure the cost of a save
 ):
-    "Kill cycles, or measure what a save costs, and print the figures."
+    "Kill cycles, or measure the cost of a save, and print the figures."
     for k, v in (cost() if cost_only else crash(runs, seed, n_kills=kills)).items(): print(f'{k}: {v}')

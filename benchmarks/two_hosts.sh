@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on two hosts, as far as one machine can: two network namespaces, each with a network of its own, joined by one cable (a veth pair).
-# `bash benchmarks/two_hosts.sh` (as root) starts torchrun once on each; whatever the program's own arguments are can follow: --cycle_len 3
+# Run onecycle-demo on two hosts, simulated on one machine: two separate network namespaces, joined by one cable (a veth pair).
+# `bash benchmarks/two_hosts.sh` (as root) starts torchrun once on each. Arguments for the demo can follow, such as --cycle_len 3
 set -euo pipefail
 cd "$(dirname "$0")/.."
 hosts=("cycle0-$$" "cycle1-$$")

@@ -14,7 +14,7 @@ def processed(only=''):
     from nbdev.serve import proc_nbs
     with warnings.catch_warnings():
         warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, including their other lines
-        folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once a worker
+        folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once per worker
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
 def write_readme(notebooks, cfg):

@@ -32,7 +32,7 @@ def shown_size(png):
     return {'width': f'{width}px'} | ({'classes': 'wide'} if width > 700 else {})
 
 def code_cell(cell, rewrite):
-    "Convert options to MyST-NB's tags and settings; replace a stored widget, which needs a kernel, by its plain form."
+    "Convert options to MyST-NB's tags and settings; replace a stored widget, which needs a kernel, with its plain form."
     opts, source = options(cell.source)
     unknown = opts.keys() - SILENT - PICTURE.keys()
     if unknown: raise ValueError(f'the options of a cell must be among {", ".join(sorted(SILENT | PICTURE.keys()))}, got {", ".join(sorted(unknown))}')
@@ -93,12 +93,12 @@ def shown_name(cell):
     return name and name[1]
 
 def is_public(name):
-    "Return whether users call `name` or `Class.name`: private names and fastai's events are not for them."
+    "Return whether users call `name` or `Class.name`: private names and fastai's events don't count."
     cls, _, member = name.rpartition('.')
     return '_' not in (cls[:1], member[0]) and not (cls and hasattr(event, member))
 
 def members(cls):
-    "List the public methods and properties that `cls` documents, those included that its own module patches in."
+    "List the documented public methods and properties of `cls`, including those that its own module patches in."
     def own(value):
         function = value.fget if isinstance(value, property) else value
         return inspect.isfunction(function) and function.__module__ == cls.__module__ and function.__doc__
@@ -140,8 +140,8 @@ def frontmatter(nb):
 def api_sections(nb, lib):
     """Return the sections that each `show_doc` of `nb` makes, `{shown name: {name: object}}`: a class's members follow it.
 
-    A notebook has its module's name: `rooms/resume.file.ipynb` is about `resume/file.py`. A method that a cell of its own
-    patches in has its section there."""
+    A notebook has its module's name: `rooms/resume.file.ipynb` is about `resume/file.py`. A method that is patched in by
+    a separate cell has its section there."""
     shown = [name for name in map(shown_name, nb.cells) if name and is_public(name)]
     if not shown: return {}
     module = import_module(f'{lib}.{frontmatter(nb)["output-file"].removesuffix(".html")}')

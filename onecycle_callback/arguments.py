@@ -23,7 +23,7 @@ _WORDS = dict(ge='at least', gt='above', le='at most', lt='below')
 
 @dataclass(frozen=True)
 class Bounds:
-    "An interval of numbers. `x in bounds` is false for `nan`, for which every comparison is."
+    "An interval of numbers. `x in bounds` is false for `nan`, since every comparison with it is."
     ge:float|None = None # The smallest number allowed
     gt:float|None = None # Numbers must be above this one
     le:float|None = None # The largest number allowed
@@ -39,7 +39,7 @@ class Bounds:
     def describe(self,
         noun:str # What is limited, with its article: `a number`
     ) -> str: # `a number above 0`
-        "Return the interval in words; between two limits the `noun` goes without saying."
+        "Return the interval in words; with two limits, the `noun` is left out."
         if self.ge is not None and self.le is not None: return f'between {self.ge} and {self.le}'
         parts = [f'{_WORDS[name]} {limit}' for name, limit in self.limits.items() if abs(limit) != inf]
         if len(parts) == 2: return ' and '.join(parts)
@@ -106,7 +106,7 @@ def takes_fields_of(
     cls:Callable[_Fields, Any], # A dataclass
     n_positional:int # How many of its fields may be positional arguments
 ) -> Callable[[Callable[..., _Result]], Callable[Concatenate[Any, _Fields], _Result]]: # A decorator
-    "Replace `**schedule` in the signature of a method by the fields of `cls`."
+    "Replace `**schedule` in the signature of a method with the fields of `cls`."
     def decorate(f):
         sig = signature(f)
         own = [p for p in sig.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]

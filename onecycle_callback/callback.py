@@ -29,9 +29,9 @@ from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
 
 # %% ../nbs/03_callback.ipynb #ff6a28d3
 def batches_per_epoch(
-    learn # The `Learner`, which stays as it is
+    learn # The `Learner`, left unchanged
 ) -> int: # Number of batches
-    "Return how many batches of an epoch this process trains with: all of them, or its part where it is one of several."
+    "Return how many batches of an epoch this process trains on: all, or its part if there are several processes."
     dl = learn.dls.train
     if not hasattr(learn, 'distributed_trainer'): return len(dl)
     dl = getattr(dl, 'dl', dl)   # during a fit it is wrapped in a `DistributedDL`
@@ -42,7 +42,7 @@ def batches_per_epoch(
 
 # %% ../nbs/03_callback.ipynb #ddfe97ef
 def prospective_opt(
-    learn, # The `Learner`, which stays as it is
+    learn, # The `Learner`, left unchanged
     reset:bool=False # Whether the fit will replace the optimizer
 ) -> tuple: # The optimizer and the default LR
     "Return the optimizer that a fit of `learn` will train with, and its default LR, without giving `learn` a new one."
@@ -55,8 +55,8 @@ def prospective_opt(
 # %% ../nbs/03_callback.ipynb #4b719999
 def plan_for(
     schedule:OneCycleSchedule, # What to follow
-    learn, # The `Learner`, which stays as it is
-    n_epoch:int, # Number of epochs of the cycle
+    learn, # The `Learner`, left unchanged
+    n_epoch:int, # Number of epochs in the cycle
     reset_opt:bool=False # Whether the fit will replace the optimizer
 ) -> OneCyclePlan: # The values of its batches
     """Return the plan of `schedule` for `learn`, without momentum if the optimizer has none.
@@ -88,7 +88,7 @@ def _moms_for(schedule, learn, opt):
 BLOCK_SIZE = 65536   # LRs computed at a time: 2 MB of Python floats
 
 class CycleRun:
-    "A cycle while it trains: its values on the optimizer, its record `hps`, and the momentum to put back at the end."
+    "A cycle in training: it sets values on the optimizer, keeps the record `hps`, and restores momentum at the end."
     def __init__(self,
         plan:OneCyclePlan, # The values to train with
         opt:OptAdapter # The optimizer to set them on
@@ -106,7 +106,7 @@ class CycleRun:
 # %% ../nbs/03_callback.ipynb #6d0f3cd2
 @patch
 def _precompute(self:CycleRun, i):
-    "Compute a block of rows, LRs and momentum of a batch each, starting at batch `i`."
+    "Precompute a block of rows starting at batch `i`, each with the LRs and the momentum of one batch."
     stop = min(i + BLOCK_SIZE // self.plan.n_groups + 1, len(self.plan))
     lrs, moms = self.plan.at(np.arange(i, max(i + 1, stop)))
     self._first, self._rows = i, list(zip(lrs.tolist(), [None] * len(lrs) if moms is None else moms.tolist()))
@@ -126,14 +126,14 @@ def set_batch(self:CycleRun,
 # %% ../nbs/03_callback.ipynb #04ea8ff8
 @patch
 def record(self:CycleRun):
-    "Add what was set last to the record: the LR of the last parameter group, as fastai's readers expect, and momentum."
+    "Add what was set last to the record: momentum, and the LR of the last parameter group, as fastai's readers expect."
     lrs, mom = self.row
     self.hps['lr'].append(lrs[-1])
     if mom is not None: self.hps['mom'].append(mom)
 
 @patch
 def finish(self:CycleRun):
-    "Put momentum back to what it was before the cycle."
+    "Restore the momentum from before the cycle."
     if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
 # %% ../nbs/03_callback.ipynb #48f127dc
@@ -142,8 +142,8 @@ class OneCycle(Callback):
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
     values of `plan`, to the last bit. They are recorded in `recorder.hps`, which is complete however the fit ends; then
-    momentum is put back to what it was. Raises `ValueError` or `TypeError` for an argument that can't be used, here or
-    when the callback is added to a `Learner` that it doesn't fit."""
+    momentum is restored. Raises `ValueError` or `TypeError` for an argument that can't be used, here or when the
+    callback is added to a `Learner` that it doesn't fit."""
     order, run_valid = EarlyStoppingCallback.order + 1, False
     schedule:OneCycleSchedule
     plan:OneCyclePlan|None
@@ -164,7 +164,7 @@ class OneCycle(Callback):
         self.__dict__['_learn'] = learn
 
     def __call__(self, event_name):
-        "Handle the events that have a method here; the others are over at once."
+        "Handle the events that have a method here, and return at once for the others."
         if hasattr(type(self), event_name): return super().__call__(event_name)
 
 # %% ../nbs/03_callback.ipynb #b3cffb12
@@ -177,7 +177,7 @@ def refuse_second_cycle(
 
 @patch
 def _check(self:OneCycle, learn):
-    "Raise if this cycle doesn't fit `learn`, while nothing has been touched, and remember LRs that are tensors."
+    "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
     refuse_second_cycle(learn)
     plan_for(self.schedule, learn, 1)
     self._lrs_before = [] if learn.opt is None else OptAdapter(learn.opt).lrs
@@ -216,7 +216,7 @@ def start(self:OneCycle):
 # %% ../nbs/03_callback.ipynb #97673b0d
 @patch
 def _share_record(self:OneCycle):
-    "Let `recorder.hps` hold this record, alongside what other schedulers recorded, and `recorder.plan` the plan."
+    "Put this record on `recorder.hps`, alongside what other schedulers recorded, and the plan on `recorder.plan`."
     if not hasattr(self.learn, 'recorder'): return
     others = [cb.hps for cb in self.learn.cbs if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps')]
     self.learn.recorder.hps = {k: v for hps in [*others, self._cycle.hps] for k, v in hps.items()}
@@ -237,7 +237,7 @@ def after_batch(self:OneCycle):
 
 @patch
 def after_fit(self:OneCycle):
-    "Put momentum back, and add what other schedulers recorded to the record."
+    "Restore momentum, and add what other schedulers recorded to the record."
     if self._cycle is not None: self._share_record()
     self._finish()
 
@@ -255,7 +255,7 @@ def after_cancel_fit(self:OneCycle):
 # %% ../nbs/03_callback.ipynb #36ee9258
 @patch
 def state_dict(self:OneCycle) -> dict:
-    "Return what a checkpoint of the running cycle must keep: the record, and the momentum to put back at the end."
+    "Return what a checkpoint of the running cycle must keep: the record, and the momentum to restore at the end."
     if self._cycle is None: return {}
     moms = self._cycle.moms_before
     return dict(hps=self._cycle.hps, moms_before=None if moms is None else (self._cycle.opt.mom_path, moms))
@@ -264,7 +264,7 @@ def state_dict(self:OneCycle) -> dict:
 def load_state_dict(self:OneCycle,
     state:dict # From `state_dict`; empty from a cycle that hadn't started
 ):
-    "Continue the record of `state`; the cycle is started if it hasn't been yet."
+    "Continue the record in `state`; start the cycle if it hasn't started yet."
     if not state: return
     if self._cycle is None: self.start()
     for name, values in state['hps'].items(): self._cycle.hps[name][:] = values

@@ -1,4 +1,4 @@
-"""The main job: the forum's call trains a real model on handwritten digits
+"""The forum's call, run on a real model that reads handwritten digits
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/demo.html.md"""
 
@@ -76,7 +76,7 @@ def plot_run(
 
 # %% ../nbs/07_demo.ipynb #a6631732
 def _together(learn):
-    "Return a context in which `learn` trains with the other processes, if there are any, on GPUs, if there are any."
+    "Return a context in which `learn` trains with the other processes, if any, and on GPUs, if any."
     if num_distrib() < 2: return nullcontext()
     from onecycle_callback import distributed   # needs accelerate, which nothing else here does
     gpu = torch.cuda.is_available()
@@ -124,7 +124,7 @@ def demo(
 
 # %% ../nbs/07_demo.ipynb #ff265f82
 def _spelled(args, parser):
-    "Return `args` with their flags spelled as `parser` does: with `_` by fastcore 1, with `-` by fastcore 2."
+    "Return `args` with their flags spelled as `parser` expects: with `_` in fastcore 1, with `-` in fastcore 2."
     sep = '-' if '--cycle-len' in parser.format_usage() else '_'
     def spelled(arg):
         name, equals, value = arg.partition('=')

@@ -1,4 +1,4 @@
-"""fastai's training in several processes, also without a GPU
+"""fastai's training in several processes, with or without a GPU
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/distributed.html.md"""
 
@@ -20,8 +20,8 @@ from .internals import replace_broadcast
 # %% ../nbs/09_distributed.ipynb #3505368a
 def broadcast_on_cpu(
     self, # The `DistributedDL`, which isn't used
-    t:list, # Whole numbers, equally many on every rank
-    rank:int # The rank whose numbers count
+    t:list, # Whole numbers, the same number of them on every rank
+    rank:int # The rank to send from
 ) -> list: # The numbers of `rank`, on every rank
     "Send a list of whole numbers from `rank` to the others, as `DistributedDL._broadcast` does, without a GPU."
     numbers = torch.tensor(t)

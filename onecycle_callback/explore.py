@@ -37,7 +37,7 @@ def _page(plan, values):
 
 # %% ../nbs/08_explore.ipynb #807754bf
 def _round_numbers(low, high):
-    "Return ten numbers in each power of ten from `10**low` to below `10**high`."
+    "Return ten numbers for each power of ten, from `10**low` to below `10**high`."
     return {float(f'{first}e{power}') for power in range(low, high) for first in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
 
 # %% ../nbs/08_explore.ipynb #51308a7e
@@ -55,13 +55,13 @@ def _stops(plan):
 
 # %% ../nbs/08_explore.ipynb #2083067a
 def _sliders(widgets, plan):
-    "Return a slider of ipywidgets for each argument, by its name, at the values of `plan`."
+    "Return an ipywidgets slider for each argument, by name, at the values of `plan`."
     looks = dict(layout=widgets.Layout(width='32em'), style=dict(description_width='6em'))
     return {name: widgets.SelectionSlider(description=name, value=value, options=options, **looks)
             for name, (value, options) in _stops(plan).items()}
 
 def _values(sliders):
-    "Return the arguments that `sliders` are set to."
+    "Return the arguments at the current positions of `sliders`."
     values = {name: slider.value for name, slider in sliders.items()}
     return values | dict(final_div=None if values['final_div'] == 'None' else float(values['final_div']))
 

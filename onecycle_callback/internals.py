@@ -22,10 +22,10 @@ def _fit_epochs(learn, epochs):
 @contextmanager
 def fit_over(
     learn, # The `Learner`
-    epochs:range, # The epochs that a fit runs over
-    all_batches=None # What it calls in place of `Learner.all_batches`; default that
+    epochs:range, # The epochs to run
+    all_batches=None # What to call instead of `Learner.all_batches`; default that method
 ):
-    "Make a fit of `learn` run over `epochs`, as long as the context lasts."
+    "Make any fit of `learn` within this context run over `epochs`."
     loops = dict(_do_fit=partial(_fit_epochs, learn, epochs))
     if all_batches is not None: loops['all_batches'] = all_batches
     vars(learn).update(loops)
@@ -37,7 +37,7 @@ def fit_over(
 def start_clock(
     learn # The `Learner`
 ):
-    "Make the progress bar over the epochs ready to start with any epoch."
+    "Prepare the progress bar over the epochs to start with any epoch."
     bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
     if not bar: return
     bar.update(0)

@@ -35,12 +35,12 @@ def preview_one_cycle(self:Learner,
 ) -> OneCyclePlan: # Shown in a notebook as a table and a picture
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
-    Nothing is trained and nothing changed. Raises what `fit_one_cycle` would raise."""
+    Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
     return plan_for(OneCycleSchedule(**schedule), self, check_whole('cycle_len', cycle_len))
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
-    "Raise if `wd` isn't a weight decay (one, or one per parameter group), or if the optimizer `opt` has none."
+    "Raise if `wd` isn't a weight decay, or one per parameter group, or if the optimizer `opt` has no weight decay."
     if wd is None: return
     many = [wd.start, wd.stop] if isinstance(wd, slice) else as_list(wd) or [wd]
     for w in many:
@@ -67,11 +67,11 @@ def _check_cbs(cbs):
 
 # %% ../nbs/04_learner.ipynb #b66ad245
 def _check_epochs(
-    cycle_len:int, # Number of epochs of the cycle
+    cycle_len:int, # Number of epochs in the cycle
     start_epoch:int, # The epoch to start with
     stop_epoch:int|None # The epoch to stop before
 ) -> range: # The epochs to train
-    "Return the part of a cycle to train; raises if it isn't a part of it."
+    "Return the epochs to train; raises if they aren't a part of the cycle."
     check_whole('cycle_len', cycle_len)
     check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len - 1))
     if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=start_epoch + 1, le=cycle_len))
@@ -135,10 +135,10 @@ def fine_tune(self:Learner,
     checkpoint:str|CycleCheckpoint|None=None, # As in `fit_one_cycle`; the first cycle has its own file, `{name}_frozen`
     **kwargs
 ):
-    """Train for two cycles, as fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
+    """Train for two cycles, like fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
 
-    The other arguments are those of `fit_one_cycle` and hold for both cycles. Raises `ValueError` or `TypeError` for an
-    argument that can't be used in either of them, before anything has been touched."""
+    The other arguments are those of `fit_one_cycle` and apply to both cycles. Raises `ValueError` or `TypeError` for an
+    argument that can't be used, before anything has been touched."""
     check_whole('epochs', epochs)
     check_whole('freeze_epochs', freeze_epochs, Bounds(ge=0))
     check_number('base_lr', base_lr, POSITIVE)

@@ -36,7 +36,7 @@ class OptAdapter:
         self._mom_index = int(index) if index else None
 
 def _reads_mom(opt):
-    "Whether a step of the fastai optimizer `opt` reads `mom`."
+    "Return whether a step of the fastai optimizer `opt` reads `mom`."
     return any('mom' in signature(step).parameters for step in opt.cbs)
 
 # %% ../nbs/rooms/optimizer.ipynb #76cfa259
@@ -118,7 +118,7 @@ def writer(self:OptAdapter,
 def restore_lr_tensors(self:OptAdapter,
     lrs:list # The LR of each group before the fit
 ):
-    "Put LRs that were tensors back in place, a tensor of its own for each group."
+    "Put back the LRs that were tensors, a separate tensor for each group."
     for g, lr in zip(self.groups, lrs):
         if isinstance(lr, torch.Tensor): g['lr'] = lr
     seen = set()
@@ -130,6 +130,6 @@ def restore_lr_tensors(self:OptAdapter,
 # %% ../nbs/rooms/optimizer.ipynb #47dce53d
 @patch
 def add_momentum_buffers(self:OptAdapter):
-    "Give an `RMSprop` that has stepped without momentum the buffers that it would have started with."
+    "Give an `RMSprop` that has stepped without momentum the buffers that momentum needs."
     if not isinstance(self._holder, torch.optim.RMSprop): return
     for p, state in self._holder.state.items(): state.setdefault('momentum_buffer', torch.zeros_like(p))

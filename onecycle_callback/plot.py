@@ -57,7 +57,7 @@ def _mark_peak(ax, x, values, peak):
 
 # %% ../nbs/rooms/plot.ipynb #4026cc68
 def _panels(n, ax, figsize):
-    "Return `n` axes: those given, or new ones without an empty one; raises `ValueError` if `ax` isn't `n` axes."
+    "Return `n` axes, those given or new ones; raises `ValueError` if `ax` isn't `n` axes."
     if ax is not None:
         axes = np.ravel(ax).tolist()
         if len(axes) != n: raise ValueError(f'ax must be {n} axes, one for each picture, got {len(axes)}')
@@ -93,7 +93,7 @@ def plot_hypers(
 # %% ../nbs/rooms/plot.ipynb #514c46ab
 def figure_html(
     fig, # A matplotlib figure, which is closed
-    alt:str # A description of it, for those who can't see it
+    alt:str # A description, for readers who can't see it
 ) -> str: # An HTML image
     "Return `fig` as an image embedded in HTML."
     png = BytesIO()

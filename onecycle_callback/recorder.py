@@ -20,14 +20,14 @@ from .plot import plot_hypers
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
 def __call__(self:Recorder, event_name):
-    "Handle an event as any `Callback`; at the first training epoch of a fit, drop what an earlier fit recorded."
+    "Handle an event as any `Callback` does; at the first training epoch of a fit, drop what an earlier fit recorded."
     result = Callback.__call__(self, event_name)
     if event_name == 'before_train': self._start_epoch_record()
     return result
 
 @patch
 def _start_epoch_record(self:Recorder):
-    "Note where in the record the current epoch starts."
+    "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
     if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
     recorded = self.hps.get('lr', vars(self).get('lrs', ()))
     self.starts.setdefault(getattr(self, 'epoch', 0), len(recorded))
@@ -35,7 +35,7 @@ def _start_epoch_record(self:Recorder):
 # %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
 def __getstate__(self:Recorder):
-    "Return what is saved of a `Recorder`: everything but the plan."
+    "Return what is pickled of a `Recorder`: everything but the plan."
     return self.__dict__ | dict(plan=None)
 
 # %% ../nbs/05_recorder.ipynb #8964f8a8

@@ -54,7 +54,7 @@ ANNEALS = dict(cos=anneal_cos, linear=anneal_linear, exp=anneal_exp)
 
 # %% ../nbs/01_schedule.ipynb #330029b5
 def _vectorized(anneal):
-    "Return the curve that `anneal`, a name or a function of numbers, stands for, as a function of arrays."
+    "Return the curve that `anneal` names, or is, as a function of arrays."
     if isinstance(anneal, str): return ANNEALS[anneal]
     def value_at(start, end, pos):
         return check_number(f'the value that anneal returns for {(start, end, pos)}', anneal(start, end, pos), FINITE)
@@ -117,7 +117,7 @@ def _check_lr_slice(value):
 
 # %% ../nbs/01_schedule.ipynb #ee591e59
 def _check_pct_start(value):
-    "Return `value` as a float; raises if it isn't a fraction, with a word for those who come from fastai 2."
+    "Return `value` as a float; raises if it isn't a fraction, with a hint for users of fastai 2."
     try: return check_number('pct_start', value, FRACTION)
     except ValueError as e:
         if not value > 1: raise
@@ -160,7 +160,7 @@ _CHECKS = dict(
     three_phase=lambda value: check_flag('three_phase', value))
 
 def _check_together(schedule):
-    "Raise if two arguments of `schedule`, each of them valid, exclude each other."
+    "Raise if two arguments of `schedule`, each valid by itself, exclude each other."
     if schedule.three_phase and schedule.pct_start > 0.5:
         raise ValueError(f'pct_start must be at most 0.5 with three_phase, got {schedule.pct_start}')
     if 'exp' not in schedule._anneals: return
@@ -174,8 +174,8 @@ class OneCycleSchedule:
     """The 1cycle policy with validated arguments, for any number of epochs, batches and parameter groups.
 
     Call it with a fraction of the cycle, from 0 (the first batch) to 1 (the last one), for the LR there, of the last
-    parameter group; `plan` gives the values of every batch. It is frozen, can be pickled and compared, and prints in a
-    form that Python reads back. Raises `ValueError` or `TypeError`, naming the argument, the value and what is allowed.
+    parameter group; `plan` gives the values of every batch. It is frozen, can be pickled and compared, and prints as
+    Python code. A bad argument raises `ValueError` or `TypeError`, naming the argument, the value and what is allowed.
 
     The policy is Smith's ([2018](https://arxiv.org/abs/1803.09820), section 4), the cosine and the defaults are
     fastai 1's. With `pct_start=(p+1)/N`, where `p` is the peak batch of `N`, `torch.optim.lr_scheduler.OneCycleLR`
@@ -226,15 +226,15 @@ class OneCycleSchedule:
         return lrs.reshape(at.shape) if at.ndim else float(lrs[0])
 
     def plan(self,
-        n_epoch:int, # Number of epochs of the cycle
-        n_batch:int, # Number of batches of an epoch
+        n_epoch:int, # Number of epochs in the cycle
+        n_batch:int, # Number of batches per epoch
         n_groups:int=1 # Number of parameter groups
     ) -> 'OneCyclePlan': # The values of every batch
         "Return the LR and the momentum of each batch for `n_epoch` epochs of `n_batch` batches."
         return OneCyclePlan(self, n_epoch, n_batch, n_groups)
 
 def _text(value):
-    "Return `value` as Python reads it back."
+    "Return `value` as Python code."
     if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
     return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
 
@@ -273,11 +273,10 @@ class OneCyclePlan:
     """A `schedule` on a known number of epochs, batches and parameter groups: the values that every batch trains with.
 
     A notebook shows its `table` and its picture. Epochs and batches count from 0, as in fastai's own tables. Raises
-    `ValueError` or `TypeError` for a number that isn't a whole number of at least 1, and for a `max_lr` that doesn't
-    fit `n_groups`."""
+    `ValueError` or `TypeError` if a count isn't a whole number of at least 1, or if `max_lr` doesn't fit `n_groups`."""
     schedule:OneCycleSchedule # What to follow
     n_epoch:int # Number of epochs
-    n_batch:int # Number of batches of an epoch
+    n_batch:int # Number of batches per epoch
     n_groups:int=1 # Number of parameter groups
     explore:ClassVar[Callable[..., Any]] # Patched in by explore.py
 
@@ -296,7 +295,7 @@ class OneCyclePlan:
     def at(self,
         batches:np.ndarray|list[int] # Batch numbers, shape (n,), counted from 0 over the whole cycle
     ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
-        "Return LR and momentum of some `batches`; those after the last batch stay at its values."
+        "Return the LR and momentum of `batches`; after the last batch, its values stay."
         x = np.asarray(batches, float)
         phases = _phases_of(self.schedule, self.peak, len(self) - 1, self.n_groups)
         return _follow(phases, x, 'lr'), None if self.schedule.moms is False else _follow(phases, x, 'mom')[:, 0]

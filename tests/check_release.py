@@ -15,20 +15,20 @@ import onecycle_callback
 PACKAGE = 'onecycle_callback'
 
 def in_sdist(path):
-    "The names of the files in an sdist, without its top folder."
+    "Return the names of the files in an sdist, without its top folder."
     with tarfile.open(path) as tar: return {m.name.partition('/')[2] for m in tar.getmembers() if m.isfile()}
 
 def in_wheel(path):
     with zipfile.ZipFile(path) as wheel: return set(wheel.namelist())
 
 def same(what, found, expected):
-    "Raise unless two sets hold the same."
+    "Raise unless two sets are equal."
     missing, extra = sorted(expected - found), sorted(found - expected)
     assert found == expected, f'{what}: missing {missing}, not expected {extra}'
     print(f'{what}: ok, {len(found)} as expected')
 
 def check_files(checkout, version):
-    "The sdist holds what git tracks; the wheel holds the package and nothing else."
+    "Check that the sdist holds what git tracks, and the wheel the package and nothing else."
     ls = subprocess.run(['git', 'ls-files'], cwd=checkout, capture_output=True, text=True, check=True)
     sdist, wheel = in_sdist(checkout / f'dist/{PACKAGE}-{version}.tar.gz'), in_wheel(checkout / f'dist/{PACKAGE}-{version}-py3-none-any.whl')
     written = {f for f in sdist if f == 'PKG-INFO' or f.startswith(f'{PACKAGE}.egg-info/')}   # by setuptools
@@ -38,11 +38,11 @@ def check_files(checkout, version):
     assert f'{PACKAGE}/py.typed' in wheel, 'py.typed is not in the wheel: its types are invisible'
 
 def parts(requirement):
-    "The name and the bounds of a requirement, in whichever order and with or without spaces they are written."
+    "Return the name and the bounds of a requirement, whatever their order and spaces."
     return frozenset(re.findall(r'^[\w.-]+|[<>=!~]=?[\w.*]+', requirement.replace(' ', '')))
 
 def check_metadata(checkout):
-    "The installed metadata say what pyproject.toml says, and the long description is README.md."
+    "Check that the installed metadata agree with pyproject.toml, and that the long description is README.md."
     project = tomllib.loads((checkout / 'pyproject.toml').read_text())['project']
     dist = distribution(PACKAGE)
     meta = dist.metadata
@@ -63,14 +63,14 @@ def check_metadata(checkout):
     print(f'metadata: ok, {project["requires-python"]}, {", ".join(project["dependencies"])}')
 
 def check_tag(checkout, tag, version):
-    "The tag names the version, and so does the newest heading of CHANGELOG.md."
+    "Check that the tag names the version, and so does the newest heading of CHANGELOG.md."
     heading = re.search('^## (.*)$', (checkout / 'CHANGELOG.md').read_text(), re.M)[1]
     assert tag == f'v{version}', f'tag {tag} must be v{version}, the version of the package'
     assert heading == version, f'the newest heading of CHANGELOG.md must be {version}, got {heading}'
     print(f'tag: ok, {tag}')
 
 def check_demo():
-    "The console script trains, and finds what it used equal to the plan."
+    "Check that the console script trains and reports that what it used equals the plan."
     run = subprocess.run([Path(sys.executable).with_name('onecycle-demo')], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert 'recorded values equal the plan: yes' in run.stdout
@@ -79,7 +79,7 @@ def check_demo():
 
 def main(checkout, tag=None):
     checkout, version = Path(checkout), onecycle_callback.__version__
-    assert sys.prefix != sys.base_prefix, f'{sys.executable} is not in an environment of its own'
+    assert sys.prefix != sys.base_prefix, f'{sys.executable} is not in a virtual environment'
     assert Path(onecycle_callback.__file__).is_relative_to(sys.prefix), f'imported from {onecycle_callback.__file__}'
     assert distribution(PACKAGE).version == version
     check_files(checkout, version)

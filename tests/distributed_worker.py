@@ -18,7 +18,7 @@ import onecycle_callback.distributed  # noqa: F401
 CPU = dict(sync_bn=False, cpu=True)
 
 class Seen(Spy):
-    "The items of each training batch too."
+    "Also record the items of each training batch."
     def before_fit(self):
         super().before_fit()
         self.items = []
@@ -33,7 +33,7 @@ def seen(learn, spy, plan):
                 values=[list(v) for v in learn.recorder.values], mom_after=[h['mom'] for h in learn.opt.hypers])
 
 def trained(learn, *args):
-    "A cycle in `distrib_ctx`, each process with other weights before, and what its preview there said."
+    "Train a cycle in `distrib_ctx`, each process starting from other weights; return it with its preview."
     spy = Seen()
     with torch.no_grad():
         for p in learn.model.parameters(): p += rank_distrib()
@@ -59,14 +59,14 @@ def cycles(folder):
     return runs
 
 def refused(folder):
-    "A share without a whole batch: what each process says, and whether it trained."
+    "Train on a part that holds no whole batch; return the error of each process, and whether it trained."
     learn = bn_learner(5, Adam)
     with learn.distrib_ctx(**CPU):
         try: learn.fit_one_cycle(1, .1)
         except ValueError as e: return str(e), learn.opt is None
 
 def after(folder):
-    "A cycle alone after one together, in the same process."
+    "Train a cycle in a single process after one in several."
     learn = bn_learner(40, Adam)
     with learn.distrib_ctx(**CPU): learn.fit_one_cycle(1, .1)
     together = learn.recorder.hps
@@ -74,14 +74,14 @@ def after(folder):
     return together, learn.recorder.hps, [type(dl).__name__ for dl in learn.dls], type(learn.model).__name__
 
 class Kill(Callback):
-    "SIGKILL to this process after batch `at`."
+    "Send SIGKILL to this process after batch `at`."
     order = 20_000
     def __init__(self, at): self.at = at
     def after_batch(self):
         if self.training and self.train_iter == self.at: os.kill(os.getpid(), signal.SIGKILL)
 
 def long_cycle(folder, checkpoint=None, cbs=None):
-    "A cycle with shuffling and dropout, 12 batches per epoch in each process, and all that must be equal in the end."
+    "Train with shuffling and dropout, 12 batches per epoch in each process; return all that must be equal in the end."
     set_seed(rank_distrib())
     train = DataLoader(dataset(96), bs=4, shuffle=True, drop_last=True, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 1))

@@ -1,4 +1,4 @@
-"""Small Learners with all their default callbacks, one of each of fastai's applications too, and how to look at them.
+"""Small Learners with all their default callbacks, one for each of fastai's applications too, and ways to inspect them.
 
 This package is not imported here, so that fastai alone can train the same Learners."""
 import random
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'benchmarks', 'pyproject.toml', 'setup.cfg', 'README.md')
 
 def copy_tree(to):
-    "A copy of the project in the folder `to`, to be changed freely."
+    "Copy the project into the folder `to`, where a test may change it."
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.egg-info')
     for name in KEPT:
         if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, to / name, ignore=ignore)
@@ -34,7 +34,7 @@ def layers(model):
     return [list(layer.parameters()) for layer in model]
 
 def learner(n_batch=12, n_groups=1, bs=4, **kwargs):
-    "The same Learner every time: `n_batch` batches an epoch, a model of `n_groups` layers and parameter groups."
+    "Return the same Learner every time: `n_batch` batches per epoch, and `n_groups` layers, each a parameter group."
     set_seed(0)
     train = DataLoader(dataset(n_batch * bs), bs=bs, shuffle=True, device='cpu')
     valid = DataLoader(dataset(bs), bs=bs, device='cpu')
@@ -43,18 +43,18 @@ def learner(n_batch=12, n_groups=1, bs=4, **kwargs):
     return Learner(DataLoaders(train, valid, device='cpu'), model, **kwargs)
 
 def groups_of(opt):
-    "The parameter groups of a torch optimizer, or fastai's dictionaries, without this package's help."
+    "Return the parameter groups of a torch optimizer, or fastai's dictionaries, without using this package."
     if isinstance(opt, Lookahead): opt = opt.opt
     return opt.opt.param_groups if isinstance(opt, OptimWrapper) else list(opt.hypers)
 
 def momentum(group):
-    "What the optimizer itself will use as momentum."
+    "Return the momentum that the optimizer itself will use."
     for key in ('mom', 'momentum'):
         if key in group: return group[key]
     return group['betas'][0] if 'betas' in group else None
 
 class Spy(Callback):
-    "LR and momentum of every group, read from the optimizer when it is about to step, and the place of the batch."
+    "Record LR and momentum of every group just before the optimizer steps, and the position of the batch."
     order = 1000
     def before_fit(self): self.seen_lrs, self.seen_moms, self.places = [], [], []
     def before_batch(self):
@@ -79,7 +79,7 @@ def throw(error):
     return act
 
 def frozen_state(learn):
-    "Everything that a refused call must leave alone, in a form that can be compared."
+    "Return everything that a refused call must leave alone, in a form that can be compared."
     def plain(v):
         if isinstance(v, (torch.Tensor, np.ndarray)): return v.tolist()
         if isinstance(v, dict): return {id(k) if isinstance(k, torch.Tensor) else k: plain(x) for k, x in v.items()}
@@ -99,7 +99,7 @@ def frozen_state(learn):
 # predict. Their imports are slow, so each has its own.
 
 def tabular(path):
-    "scikit-learn's wines: 13 numbers and a category tell the kind."
+    "Return a Learner that tells scikit-learn's wines apart by 13 numbers and a category."
     from fastai.tabular.all import (Categorify, CategoryBlock, FillMissing, Normalize, TabularDataLoaders, accuracy,
                                     tabular_learner)
     from sklearn.datasets import load_wine
@@ -112,7 +112,7 @@ def tabular(path):
     return tabular_learner(dls, layers=[8], metrics=accuracy, path=path), df[:20]
 
 def collab(path):
-    "Ratings of users of one taste or the other, made here."
+    "Return a Learner on made-up ratings by users with one of two tastes."
     import pandas as pd
     from fastai.collab import CollabDataLoaders, collab_learner
     set_seed(0)

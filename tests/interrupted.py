@@ -1,4 +1,4 @@
-"""A Learner as users have it, with its progress bar and its table; ways to interrupt it, and all that must be equal in the end."""
+"""A Learner as users have it, with progress bar and table; ways to interrupt it; and everything that must be equal in the end."""
 import random
 import re
 
@@ -12,7 +12,7 @@ import onecycle_callback  # noqa: F401
 N_EPOCH, N_BATCH = 4, 12
 
 class Remembers(nn.Module):
-    "A layer that mixes in what it has seen, without telling its `state_dict`."
+    "A layer whose output depends on what it has seen, which its `state_dict` leaves out."
     def __init__(self):
         super().__init__()
         self.seen, self.calls = None, 0
@@ -45,7 +45,7 @@ class Interrupt(Callback):
         if self.training and self.train_iter == self.at: raise self.error('interrupted')
 
 def results(learn):
-    "All that must be equal in the end; draws from the random generators."
+    "Return everything that must be equal in the end; this draws from the random generators."
     r = learn.recorder
     return dict(weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps, values=[list(v) for v in r.values],
                 lrs=list(r.lrs), iters=list(r.iters), opt=list(learn.opt.hypers), seen=learn.model[4].seen, calls=learn.model[4].calls,
@@ -64,12 +64,12 @@ def assert_same(a, b, where=''):
     else: assert a == b, where
 
 def bars(out):
-    "What the bars in `out` showed of training: the epoch and their number, both counted from 1, the batches done and their number."
+    "Return what the bars in `out` showed of training: epoch (from 1), number of epochs, batches done, number of batches."
     found = re.findall(r'Epoch (\d+)/(\d+) :[^\r\n]*\[(\d+)/(\d+) ', out)
     return [tuple(map(int, numbers)) for numbers in found if int(numbers[3]) != 2]     # validation has 2 batches
 
 def epochs_shown(out):
-    "The epochs that the bars in `out` showed, each as often as it came up."
+    "Return the epochs that the bars in `out` showed, each as often as it was shown."
     epochs = [f'{epoch}/{n_epoch}' for epoch, n_epoch, _, _ in bars(out)]
     return [epoch for i, epoch in enumerate(epochs) if i == 0 or epoch != epochs[i - 1]]
 

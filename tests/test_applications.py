@@ -17,12 +17,12 @@ every = pytest.mark.parametrize('make', [tabular, collab, text_classifier, langu
 unsafe = pytest.mark.filterwarnings('ignore:load_learner` uses Python:UserWarning')
 
 class Both(Spy):
-    "What both fits of `fine_tune` used."
+    "Record what both fits of `fine_tune` used."
     def before_fit(self):
         if not hasattr(self, 'seen_lrs'): super().before_fit()
 
 def check(learn, spy, plan):
-    "That `learn` trained its last batches with `plan`, to the last bit, in every group, and can draw it."
+    "Check that `learn` trained its last batches with `plan`, to the last bit, in every group, and can draw it."
     n = len(plan)
     assert n > 30 and spy.seen_lrs[-n:] == plan.lrs.tolist()
     assert spy.seen_moms[-n:] == [[m] * plan.n_groups for m in plan.moms.tolist()]

@@ -15,12 +15,12 @@ from onecycle_callback import OneCycle, OneCycleSchedule
 nan, inf = math.nan, math.inf
 
 def case(name, allowed, got=None, **kwargs):
-    "A call with `kwargs`: the message must hold `name`, what is `allowed`, and what it `got`, by default a part of it."
+    "Make a case of a call with `kwargs`: the message must hold `name`, what is `allowed`, and what it `got`."
     text = ', '.join(f'{k}={v.__name__ if inspect.isfunction(v) else v!r}' for k, v in kwargs.items())
     return pytest.param(kwargs, name, allowed, parts(kwargs[name]) if got is None else [got], id=text)
 
 def parts(value):
-    "What of `value` may stand in the message."
+    "Return the parts of `value` that may be in the message."
     if isinstance(value, slice): value = [value, value.start, value.stop, value.step]
     elif isinstance(value, (list, tuple)): value = [value, *value]
     else: value = [value]
@@ -99,7 +99,7 @@ def learn(request):
     return learn
 
 def refused(learn, call, name, allowed, got=('',)):
-    "That `call` is an error that says why, and `learn` is what it was before."
+    "Check that `call` raises an error that says why, and leaves `learn` unchanged."
     before = frozen_state(learn)
     with pytest.raises((ValueError, TypeError)) as e: call()
     text, after = str(e.value), frozen_state(learn)
@@ -157,7 +157,7 @@ def test_two_cycles_in_one_list():
     with pytest.raises(ValueError, match='at most one OneCycle'): learner().fit(1, cbs=[OneCycle(.1), OneCycle(.1)])
 
 def trained(call):
-    "What a Learner recorded in a training by `call`, and its weights after."
+    "Train a Learner with `call`; return what it recorded, and its weights."
     learn = learner()
     call(learn)
     return learn.recorder.hps, [p.tolist() for p in learn.model.parameters()]

@@ -15,7 +15,7 @@ from helpers import At, Spy, groups_of, learner, momentum, throw
 from onecycle_callback import OneCycle, OneCycleSchedule
 
 def recorded(learn, n):
-    "That the record holds the first `n` batches, that they can be drawn, and that momentum is what it was."
+    "Check that the record holds the first `n` batches, that they can be drawn, and that momentum is restored."
     plan = learn.recorder.plan
     assert learn.recorder.hps == dict(lr=plan.lrs[:n, 0].tolist(), mom=plan.moms[:n].tolist())
     assert momentum(groups_of(learn.opt)[0]) == .9
@@ -135,7 +135,7 @@ def test_pickled_after_a_fit():
     assert pickle.loads(pickle.dumps(cb)).plan == cb.plan
 
 def bytes_per_batch(n_groups, n=2000):
-    "What the events of a fit of `n` batches leave behind for each of them."
+    "Return the bytes per batch that the events of a fit of `n` batches leave behind."
     learn, cycle = learner(n_groups=n_groups), OneCycle(.1)
     learn.dls.loaders[0] = range(n)
     learn.create_opt()

@@ -74,7 +74,7 @@ def test_workers_between_epochs(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize('hidden', [('no_bar',), ('no_logging',), ('no_bar', 'no_logging')])
 def test_without_bar_or_table(uninterrupted, tmp_path, hidden):
-    "Who takes them away loses nothing else."
+    "Removing them changes nothing else."
     with pytest.raises(RuntimeError, match='interrupted'), ExitStack() as stack:
         first = learner(tmp_path)
         for name in hidden: stack.enter_context(getattr(first, name)())
@@ -87,7 +87,7 @@ def test_without_bar_or_table(uninterrupted, tmp_path, hidden):
 
 @pytest.mark.parametrize('every, at', [(None, 30), (7, 30), (1, 5)])
 def test_the_same_learner_again(uninterrupted, tmp_path, every, at):
-    "Ctrl-C, and the same cell of a notebook run again, without the one that made the Learner."
+    "Press Ctrl-C and run the same cell of a notebook again, but not the one that made the Learner."
     learn = interrupt(learner, tmp_path, at, every, error=KeyboardInterrupt)
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=every))
     assert_same(results(learn), uninterrupted('Adam'))
@@ -132,12 +132,12 @@ def test_early_stop_is_an_end(tmp_path, capsys):
     assert 'ended early' in capsys.readouterr().out
 
 class Seen(Callback):
-    "The place of each batch that this callback was shown, kept by whoever made it: nothing is carried from an earlier process."
+    "Note the position of each batch in a list of the caller's, so that nothing is restored from an earlier process."
     def __init__(self, places): self._see = places.append
     def after_pred(self): self._see((self.epoch, self.iter)) if self.training else None
 
 class Count(Callback):
-    "The same, carried, and the number of batches of the running epoch."
+    "Note the same in attributes, which are restored, and count the batches of the running epoch."
     def __init__(self): self.places, self.per_epoch = [], 0
     def before_epoch(self): self.per_epoch = 0
     def after_batch(self):
@@ -194,7 +194,7 @@ def test_learner_is_as_before(tmp_path):
     assert os.listdir(tmp_path / 'models') == ['run1.cycle']
 
 def refused(learn, error, match, call=dict(cycle_len=1, max_lr=.05, checkpoint='run1')):
-    "The call raises, and `learn` is as it was."
+    "Check that the call raises, and leaves `learn` unchanged."
     before = frozen_state(learn)
     with pytest.raises(error, match=match): learn.fit_one_cycle(**call)
     assert frozen_state(learn) == before

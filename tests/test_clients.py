@@ -1,7 +1,7 @@
 """Other libraries' ways to train through fastai, each on a Learner with all its default callbacks.
 
-Where a library can be installed beside this package, it runs in tests/clients. Here stand their call forms, as their
-own code and docs write them, and a package that replaces parts of `Recorder`."""
+Libraries that can be installed alongside this package are tested in tests/clients. Here are the calls of others, as their own
+code and docs write them, and a package that replaces parts of `Recorder`."""
 import subprocess
 import sys
 
@@ -20,7 +20,7 @@ def data(n_batch=12, bs=8):
     return list(zip(x, x.sum(1, keepdim=True)))
 
 def trained_as_planned(learn, spy, n):
-    "That the last fit's first `n` batches trained with the values of its plan, and that momentum is back."
+    "Check that the last fit's first `n` batches trained with the values of its plan, and that momentum is restored."
     plan = learn.recorder.plan
     assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'] == plan.lrs[:n, -1].tolist()
     assert {momentum(g) for g in groups_of(learn.opt)} == {.9}
@@ -79,7 +79,7 @@ def test_blurr_unfrozen_with_callbacks_of_this_fit():
 # icevision 0.12.0: engines/fastai (loaders, frozen Learner), models/fastai/unet/fastai/callbacks.py, its tests and docs
 
 class Converted(DataLoader):
-    "A batch with one input, which holds the target too, and records beside it."
+    "A batch with one input, which holds the target too, and records alongside it."
     def create_batch(self, b):
         x, y = map(torch.stack, zip(*b))
         return (x, y), ['a record'] * len(b)

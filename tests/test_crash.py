@@ -1,4 +1,4 @@
-"""Cycles of benchmarks/crash.py, in processes of their own: killed at batches and in saves that a seed tells, and disturbed in other ways."""
+"""Cycles of benchmarks/crash.py in separate processes: killed at batches and in saves that a seed sets, or disturbed otherwise."""
 import sys
 
 import pytest

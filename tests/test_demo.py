@@ -1,4 +1,4 @@
-"""The main job as its user starts it: `onecycle-demo`, or `python -m onecycle_callback`."""
+"""The demo as users start it: `onecycle-demo`, or `python -m onecycle_callback`."""
 import math
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from onecycle_callback import demo
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    "Run the command line with `args` in an empty folder: its exit code, and the lines that it writes to stdout and stderr."
+    "Run the command line with `args` in an empty folder; return its exit code, and its lines on stdout and stderr."
     monkeypatch.chdir(tmp_path)
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['onecycle-demo', *args])
@@ -63,7 +63,7 @@ def test_a_bad_value_is_one_line_and_nothing_is_trained(run, args, text):
 def test_a_bad_value_as_a_process_sees_it(tmp_path):
     run = process('--bs', '0', cwd=tmp_path)
     assert run.returncode == 2 and run.stdout == '' and 'Traceback' not in run.stderr
-    assert len(own_lines(run.stderr.splitlines())) == 1      # torch and fastai may warn beside it
+    assert len(own_lines(run.stderr.splitlines())) == 1      # torch and fastai may add warnings
 
 def test_help(run):
     code, out, _ = run('--help')

@@ -1,4 +1,4 @@
-"""Several processes, with real ones over gloo on the loopback, and the count of the batches that each of them sees."""
+"""Several processes: real ones, connected by gloo on the loopback, and the number of batches that each of them sees."""
 import os
 import subprocess
 import sys
@@ -20,11 +20,11 @@ TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCEL
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 
 def start(*args, **kwargs):
-    "Two processes, started and not waited for, that run `args` of `torchrun`."
+    "Start two processes that run `args` of `torchrun`, without waiting for them."
     return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 def run_jobs(folder, *jobs):
-    "What `jobs` of distributed_worker.py gave in each of the two processes."
+    "Run `jobs` of distributed_worker.py; return the results of each of the two processes."
     process = start(TESTS / 'distributed_worker.py', *jobs, folder)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
@@ -68,7 +68,7 @@ def test_alone_again_afterwards(jobs):
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-    "A cycle in the middle of which one process is killed, then both, and which then ends: what each start printed, and what the last one gave."
+    "Kill one process in mid-cycle, then both, then let the cycle end; return what each start printed, and the last results."
     folder, printed = tmp_path_factory.mktemp('killed'), []
     for job in 'one_killed', 'all_killed':
         out, err = start(TESTS / 'distributed_worker.py', job, folder).communicate(timeout=300)
@@ -82,14 +82,14 @@ def killed(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('job', ['resumed', 'complete'])
 def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
-    "In each process, which has losses and random numbers of its own."
+    "Each process has its own losses and random numbers."
     assert killed[1][job] == jobs['uninterrupted']
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
 
 @pytest.mark.slow
 def test_bar_and_table_of_a_killed_cycle(killed):
-    "Rank 0 alone shows them: 15 batches were saved, then 30."
+    "Only rank 0 shows them: 15 batches were saved, then 30."
     first, second, last = killed[0]
     assert epochs_shown(first) == ['1/4', '2/4'] and rows(first) == [0]
     assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0, 1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
@@ -132,7 +132,7 @@ print(DistributedDL._broadcast is own)"""
 
 @pytest.fixture(scope='module')
 def printed():
-    "What a new interpreter prints: without accelerate, of fastai's own way without a GPU, and of that way where there is one."
+    "Return what a new interpreter prints: without accelerate, with fastai's own broadcast and no GPU, and where there is one."
     return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_work_around_leaves_a_gpu_alone(printed): assert printed[2:] == ['True']
 
 @pytest.fixture(scope='module')
 def group():
-    "A group of this process alone: enough for `DistributedDL` to deal out its items."
+    "A group of this process alone: enough for `DistributedDL` to divide its items."
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

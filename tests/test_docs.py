@@ -1,4 +1,4 @@
-"""The rules by which a notebook becomes a page, and the index the README; the built pages are looked at in test_site.py."""
+"""The rules by which a notebook becomes a page, and the index the README; test_site.py looks at the built pages."""
 import re
 import sys
 from base64 import b64encode

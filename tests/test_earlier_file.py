@@ -37,7 +37,7 @@ def train(learn, **kwargs):
     learn.fit_one_cycle(EPOCHS, 1., div_factor=2., pct_start=4 / 9, moms=(.5, .5, .5), anneal='linear', **kwargs)
 
 def bits(learn):
-    "What must be equal in the end."
+    "Return what must be equal in the end."
     momentum = [state['grad_avg'] for state in learn.opt.state.values()]
     return dict(weight=learn.model.weight.tolist(), calls=learn.model.calls, momentum=[m.tolist() for m in momentum], hps=learn.recorder.hps,
                 n_losses=len(learn.recorder.losses), valid_losses=[row[1] for row in learn.recorder.values],
@@ -49,7 +49,7 @@ class Stop(Callback):
         if self.training and self.train_iter == STOP_AT: raise KeyboardInterrupt
 
 def write(path):
-    "How the files in the folder data were made, with the package's version of that time."
+    "Write the files in the folder data, as was done with the package's version of that time."
     with pytest.raises(KeyboardInterrupt): train(learner(path), cbs=Stop(), checkpoint=CycleCheckpoint('run1', every=2))
 
 @pytest.mark.parametrize('file', [pytest.param(path, id=path.stem) for path in sorted(DATA.glob('*.cycle'))])

@@ -19,7 +19,7 @@ from onecycle_callback import OneCyclePlan, OneCycleSchedule
 NAMES = ['max_lr', 'div_factor', 'pct_start', 'final_div', 'n_epoch']
 
 class Explorer:
-    "The sliders of a plan by name, and what stands below them."
+    "The sliders of a plan by name, and what is shown below them."
     def __init__(self, plan):
         *sliders, self.page = plan.explore().children
         self.sliders = {s.description: s for s in sliders}
@@ -34,7 +34,7 @@ class Explorer:
 
     @property
     def table(self):
-        "The numbers of the shown table, a row an epoch; its first row of headings names the columns."
+        "The numbers of the shown table, one row per epoch; its first row of headings names the columns."
         html = self.page.value[self.page.value.index('<table'):]
         rows = [[float(cell) for cell in re.findall('<td>(.*?)</td>', row)] for row in re.findall('<tr.*?</tr>', html, re.S)]
         return np.array([row for row in rows if row])
@@ -57,7 +57,7 @@ def drawn(monkeypatch):
     return seen
 
 def first_and_last(plan):
-    "What the table should hold, picked by hand out of the batches of `plan`."
+    "Return what the table should hold, taken directly from the batches of `plan`."
     columns = (plan.lrs[:, -1].reshape(plan.n_epoch, -1), plan.moms.reshape(plan.n_epoch, -1))
     return np.stack([c[:, end] for c in columns for end in (0, -1)], axis=1)
 
@@ -113,7 +113,7 @@ def test_every_plan_fits_between_the_ends_of_its_sliders(max_lr, div_factor, pct
     plan = OneCycleSchedule(max_lr, div_factor, pct_start, final_div).plan(n_epoch, 3)
     explorer = Explorer(plan)
     assert explorer.schedule == plan.schedule and explorer.sliders['n_epoch'].value == n_epoch
-    for s in explorer.sliders.values():      # a stop is known by what stands beside it, so that a front end has nothing to round
+    for s in explorer.sliders.values():      # a stop is known by the label next to it, so that a front end has nothing to round
         assert isinstance(s, ipywidgets.SelectionSlider) and len(s.options) == len({str(o) for o in s.options})
 
 @without_pixels

@@ -21,7 +21,7 @@ WORKS, NOTE, REFUSES = 'works', 'works, with a note', 'refuses'
 ROWS, HERE = {}, f'tests/{Path(__file__).name}'
 
 def row(name, verdict):
-    "The row of the table that a test stands for."
+    "Name the row of the table that a test proves."
     def note(test):
         ROWS[name] = (verdict, f'{HERE}::{test.__name__}')
         return test
@@ -33,12 +33,12 @@ opts = pytest.mark.parametrize('opt', OPTS.values(), ids=OPTS)
 cuda_is_missing = pytest.mark.filterwarnings('ignore:.*CUDA is not available:UserWarning')
 
 class AtSteps(Callback):
-    "LR and momentum of the last group when the optimizer has stepped."
+    "Record LR and momentum of the last group after each step of the optimizer."
     def before_fit(self): self.at_steps = []
     def after_step(self): self.at_steps.append((self.opt.hypers[-1]['lr'], self.opt.hypers[-1]['mom']))
 
 def check(learn, cbs=None, n_epoch=3):
-    "A cycle that trains every batch with what the preview said, and records it; the plan."
+    "Check that a cycle trains every batch as previewed, and records it; return the plan."
     spy = Spy()
     plan = learn.preview_one_cycle(n_epoch, .01)
     learn.fit_one_cycle(n_epoch, .01, cbs=[spy, *(cbs or [])])
@@ -52,7 +52,7 @@ def check(learn, cbs=None, n_epoch=3):
 def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
 
 def classifier(**kwargs):
-    "Two classes of small pictures, told apart by their brightness; 12 batches an epoch."
+    "Two classes of small pictures, told apart by their brightness; 12 batches per epoch."
     set_seed(0)
     labels = torch.arange(48) % 2
     items = list(zip(torch.rand(48, 1, 4, 4) + labels[:, None, None, None], labels))
@@ -102,7 +102,7 @@ def test_weights_in_bfloat16(opt):
     check(learn)
     assert all(a.dtype == torch.bfloat16 and not torch.equal(a, b) for a, b in zip(weights(learn), before))
 
-@row('a real autocast to bfloat16 on the CPU', WORKS)
+@row('autocast to bfloat16 on the CPU', WORKS)
 def test_autocast_on_the_cpu():
     seen = []
     class Auto(MixedPrecision):

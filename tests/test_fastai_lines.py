@@ -7,11 +7,11 @@ from fastai.basics import defaults
 from helpers import Spy, collab, language_model, tabular, text_classifier
 from onecycle_callback import OneCycleSchedule
 
-MOMS, TEXT_MOMS = (.95, .85, .95), (.8, .7, .8)      # fastai's default, and what its text learners have of their own
+MOMS, TEXT_MOMS = (.95, .85, .95), (.8, .7, .8)      # fastai's default, and that of its text learners
 FIVE = [1e-5, 10**-4.5, 1e-4, 10**-3.5, 1e-3]
 
 def run(learn, line):
-    "Run `line` of a notebook in which `learn` is defined; what the batches of each of its fits trained with."
+    "Run `line` of a notebook in which `learn` is defined; return what the batches of each of its fits trained with."
     fits = []
     class Look(Spy):
         def before_fit(self):
@@ -24,7 +24,7 @@ def run(learn, line):
     return fits
 
 def is_cycle(lrs, moms, n_epoch, highs, mom=MOMS, div=25, end_div=25, pct=.3):
-    "That this is a cycle with these peaks, up from `peak/div` over `pct` of the batches, down to `peak/end_div`."
+    "Check that this is a cycle with these peaks, up from `peak/div` over `pct` of the batches, down to `peak/end_div`."
     n, n_groups = len(lrs), len(highs)
     p = min(int(pct * n + .5), n - 1)
     assert n % n_epoch == 0 and lrs[p] == pytest.approx(highs) and max(map(max, lrs)) == max(highs)

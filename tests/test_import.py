@@ -1,4 +1,4 @@
-"""What importing does, in processes of their own: any order of imports, and Learners where this package is not."""
+"""What importing does, each case in a separate process: any order of imports, and Learners loaded without this package."""
 import json
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from helpers import Spy, collab, learner
 pytestmark = pytest.mark.slow
 
 def python(code, *args):
-    "What `code` prints last, read as JSON, in a process of its own."
+    "Run `code` in a separate process; return what it prints last, read as JSON."
     path = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
     run = subprocess.run([sys.executable, '-c', path + code, *map(str, args)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -50,7 +50,7 @@ def fine_tuned(learn):
 
 @pytest.fixture(scope='module')
 def apart(tmp_path_factory):
-    "An exported Learner, its record where this package is not installed, and what fastai's own `fine_tune` uses there."
+    "Export a Learner; return it, its record where this package isn't installed, and what fastai's `fine_tune` uses there."
     path = tmp_path_factory.mktemp('exported')
     learn = collab(path)[0]
     learn.fit_one_cycle(1)
@@ -71,7 +71,7 @@ def test_loaded_where_this_package_is_not_installed(apart):
     assert hps == learn.recorder.hps and len(hps['lr']) == 12
 
 def test_each_value_of_fastais_fine_tune_lies_among_ours_of_the_batches_around_it(apart):
-    "They cannot be equal: fastai's cycles miss their own peak and end by a part of a batch."
+    "They cannot be equal: fastai's cycles miss their own peak and end by a fraction of a batch."
     for ours, theirs in zip(fine_tuned(learner(n_groups=3)), apart[2], strict=True):
         for mine, other in zip(map(np.array, ours), map(np.array, theirs)):
             assert mine.shape == other.shape and mine[0] == pytest.approx(other[0], rel=1e-12)

@@ -26,7 +26,7 @@ def test_plan_equals_run(opt, max_lr, n_groups):
     assert learn.recorder.plan == plan
 
 class Both(Spy):
-    "What both fits of `fine_tune` used."
+    "Record what both fits of `fine_tune` used."
     def before_fit(self):
         if not hasattr(self, 'seen_lrs'): super().before_fit()
 
@@ -67,7 +67,7 @@ def test_a_whole_cycle_after_a_part():
     assert spy.places == [(e, i) for e in range(4) for i in range(12)]
 
 def bar_and_table(out):
-    "The epochs `(number, total)` that a terminal's bar showed one after the other, and those of its table."
+    "Return the epochs `(number, total)` that a terminal's bar showed one after the other, and those of its table."
     shown = [tuple(map(int, each)) for each in re.findall(r'Epoch (\d+)/(\d+) :', out)]
     lines = [re.split(r'[\r█]', line)[-1].split() for line in out.split('\n')]
     assert sum(line[:1] == ['epoch'] for line in lines) >= 1

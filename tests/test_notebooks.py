@@ -25,7 +25,7 @@ def run(root, command):
     return run.returncode, run.stdout + run.stderr
 
 def restored(root, *commands):
-    "Which files of `root`, broken before, `commands` have brought back to what the project holds; all others must be unchanged."
+    "Return which broken files of `root` the `commands` restored to those of the project; all others must be unchanged."
     before = files(root)
     for command in commands:
         code, output = run(root, command)
@@ -34,7 +34,7 @@ def restored(root, *commands):
     return changed(before, files(root))
 
 def nbdev(name, *flags):
-    "How the console script `name` of this interpreter is started."
+    "Return the command that starts the console script `name` of this interpreter."
     return '-c', 'import sys; from importlib.metadata import entry_points; ' \
         f'sys.argv = ["{name}", *{list(flags)!r}]; next(e for e in entry_points(group="console_scripts") if e.name == "{name}").load()()'
 
@@ -44,7 +44,7 @@ EXPORT, CLEAN, TEST, README = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev
 def add_line(path, text='# added by hand'): path.write_text(f'{path.read_text()}{text}\n')
 
 def rewrite(path, change):
-    "`change` the cells of the notebook at `path`, and nothing else of it."
+    "Apply `change` to the cells of the notebook at `path`, and touch nothing else in it."
     nb = json.loads(path.read_text())
     change(nb['cells'])
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
@@ -60,7 +60,7 @@ def exported_to(notebook):
     return module and Path(module[1].replace('.', '/') + '.py')
 
 def stale_modules(root):
-    "The modules without a notebook, and the notebooks whose name is not their module's."
+    "Return the modules without a notebook, and the notebooks whose name is not their module's."
     modules = {path: module for path in (root / 'nbs').rglob('*.ipynb') if (module := exported_to(path))}
     by_hand = {Path('__main__.py'), Path('_modidx.py')} | {folder / '__init__.py' for module in modules.values() for folder in module.parents}
     stale = {p.relative_to(root / 'onecycle_callback') for p in (root / 'onecycle_callback').rglob('*.py')} - {*modules.values()} - by_hand
@@ -114,7 +114,7 @@ def test_quarto_files_are_current(copy):
     assert restored(copy, QUARTO) == ['nbs/nbdev.yml']
 
 def unwanted(out):
-    "What no output may hold: a traceback, a warning, a path of the machine."
+    "Return what no output may hold: a traceback, a warning, a path of the machine."
     if out['output_type'] == 'error' or out.get('name') == 'stderr': return out['output_type']
     data = {'text/plain': out.get('text', ''), **out.get('data', {})}
     text = '\n'.join(''.join(v) for k, v in data.items() if k.startswith('text/'))
@@ -134,7 +134,7 @@ def test_unwanted_output_is_seen(text):
     assert not unwanted(dict(output_type='display_data', data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
 def test_a_line_of_the_package_fits_into_120_columns():
-    "But for `__all__`, which nbdev writes."
+    "Except for `__all__`, which nbdev writes."
     lines = [(path.name, line) for path in (ROOT / 'onecycle_callback').rglob('*.py') for line in path.read_text().splitlines()]
     assert len(lines) > 1000 and [each for each in lines if len(each[1]) > 120 and not each[1].startswith('__all__')
                                   and each[0] != '_modidx.py'] == []

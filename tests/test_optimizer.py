@@ -23,11 +23,11 @@ def test_the_list_is_the_modules():
     assert {'SGD', 'AdamW', 'NAdam', 'Adagrad', 'RMSprop', 'SparseAdam'} <= set(TORCH) and len(TORCH) >= 13
 
 def others(learn):
-    "All that each group holds but its weights and LR: Adam's second beta among it."
+    "Return all that each group holds except its weights and LR, including Adam's second beta."
     return [{k: v for k, v in g.items() if k not in ('lr', 'params')} for g in groups_of(learn.opt)]
 
 def check(learn, has_momentum, n_groups):
-    "That a cycle trains as planned and leaves the optimizer as it was."
+    "Check that a cycle trains as planned and leaves the optimizer as it was."
     spy = Spy()
     learn.create_opt()
     before = others(learn)
@@ -56,7 +56,7 @@ def test_fastai(name, n_groups):
     check(learner(n_groups=n_groups, opt_func=opt_func), has_momentum, n_groups)
 
 class Bag(nn.Module):
-    "A model with the kind of weights that an optimizer steps: sparse gradients, or matrices, which all can."
+    "A model with weights that the optimizer can step: with sparse gradients, or matrices, which all of them can."
     def __init__(self, n_groups, sparse):
         super().__init__()
         self.parts = nn.ModuleList(nn.Embedding(5, 4, sparse=True) if sparse else nn.Linear(4, 4, bias=False)

@@ -1,4 +1,4 @@
-"""The policy in words, each statement read off what a real run of ten epochs recorded."""
+"""The policy in words: each statement is checked on the record of a real run of ten epochs."""
 import numpy as np
 import pytest
 from fastai.basics import SGD, partial

@@ -1,4 +1,4 @@
-"""The progress bar, the table and the graph tell where a cycle stands, also where it does not begin with the first batch."""
+"""The progress bar, the table and the graph show how far a cycle is, even if it doesn't begin with the first batch."""
 import pytest
 from fastai.callback import progress
 from fastai.callback.progress import CSVLogger, ShowGraphCallback

@@ -12,11 +12,11 @@ from onecycle_callback import OneCycleSchedule
 ANNEALS, SIZES = ('cos', 'linear', 'exp'), (1, 2, 3, 5, 8, 64)
 
 def instructions():
-    "What NumPy found on this CPU beyond its baseline, as `NPY_DISABLE_CPU_FEATURES` takes it."
+    "Return what NumPy found on this CPU beyond its baseline, as a value for `NPY_DISABLE_CPU_FEATURES`."
     return ' '.join(np.show_config(mode='dicts')['SIMD Extensions'].get('found', []))
 
 def differing(plan):
-    "How many values of `plan` differ when so many batches are computed at a time."
+    "Return how many values of `plan` differ if this many batches are computed at a time."
     whole, at = np.column_stack(plan.at(np.arange(len(plan)))), range(len(plan))
     blocks = {size: [np.column_stack(plan.at(np.array(at[i:i + size]))) for i in at[::size]] for size in SIZES}
     return {size: int((np.concatenate(rows) != whole).sum()) for size, rows in blocks.items()}
@@ -46,7 +46,7 @@ def test_the_same_without_the_cpus_wider_instructions():
     assert json.loads(run.stdout) == json.loads(json.dumps(['', [SAME] * len(ANNEALS)]))
 
 def test_values_that_depend_on_the_block_are_seen():
-    "On any CPU: a plan whose last bit depends on how many batches are asked for at once."
+    "The test catches it, on any CPU, if the last bit depends on how many batches are computed at once."
     class Off:
         def __len__(self): return 100
         def at(self, batches): return np.nextafter(batches[:, None] * 1., float(len(batches))), np.zeros(len(batches))

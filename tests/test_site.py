@@ -72,7 +72,7 @@ def test_the_names_that_must_be_found_are():
     assert names <= set(public_api())
 
 def missing_from(pages, api):
-    "What of `api` has no section, or no row in its section's table for one of its parameters."
+    "Return what in `api` has no section, or no row in its section's table for one of its parameters."
     missing = []
     for link, obj in api.items():
         page, _, anchor = link.partition('#')
@@ -134,7 +134,7 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
     assert 'learner.html#learner-fit-one-cycle' in to('index.html')
 
 def build(tree, **pages):
-    "Run the builder on the project in `tree` with `pages` alone, `{name: cells}`: a text stands for a Markdown cell."
+    "Run the builder on the project in `tree` with only these `pages`, `{name: cells}`: a string is a Markdown cell."
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
     for name, cells in pages.items():
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
@@ -174,7 +174,7 @@ def browser():
     driver.quit()
 
 class Browser:
-    "A window of a given width, in light or dark mode, that can be asked what it shows."
+    "A browser window of a given width, in light or dark mode, and what it shows."
     def __init__(self, driver): self.driver = driver
     def js(self, code): return self.driver.execute_script(code)
 
@@ -238,7 +238,7 @@ def test_page_in_a_browser(site, browser, name, width, mode):
     assert browser.overflow <= 0 and browser.small_text == [] and browser.errors == []
 
 def shows(table, plan):
-    "Whether a table on a page holds the numbers of `plan`, to the digits that it shows."
+    "Return whether a table on a page holds the numbers of `plan`, to the digits that it shows."
     return list(table) == list(plan.table) and all(len(table[name]) == len(values) and all(
         float(text) == round(value, len(text.partition('.')[2])) for text, value in zip(table[name], values)) for name, values in plan.table.items())
 

@@ -59,7 +59,7 @@ def new_learner():
 FIT = "learn.fit_one_cycle(4, .1, cbs=[LongBatch(41), ShowGraphCallback()], checkpoint=CycleCheckpoint('run1', every=7))"
 
 class Recording(NotebookClient):
-    "A client that keeps all that each cell has shown for a while, as a progress bar does."
+    "A client that keeps everything a cell has shown, even if only for a while, as a progress bar is."
     def process_message(self, msg, cell, index):
         data = msg['content'].get('data', {})
         vars(self).setdefault('shown', {}).setdefault(index, []).append(data.get('text/html') or data.get('text/markdown', ''))
@@ -108,7 +108,7 @@ def without_times(text): return re.sub(r'\d\d:\d\d', '', text)
 def done(text): return [tuple(map(int, numbers)) for numbers in re.findall(r'\[(\d+)/(\d+) ', text)]
 
 def progress(shown):
-    "Of all that a cell has shown: the epochs done and their number, and the batches of training done and their number."
+    "Return, from all that a cell has shown, the epochs done and their number, and the training batches done and their number."
     states = [done(text) for text in shown]
     return [state for state in states if len(state) == 2 and state[1][1] == 30]
 
@@ -158,7 +158,7 @@ torch.save(learn.model.state_dict(), 'weights.pt')
 def epochs_of_rows(out): return rows(out.partition('train_loss')[2])     # the table of the plan comes before
 
 def run_script(folder, signal=None, at=None):
-    "The exit code and the output of the script, which gets `signal` when it has reached batch `at`."
+    "Run the script, send it `signal` at batch `at`, and return its exit code and output."
     process = subprocess.Popen([sys.executable, 'train.py'], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if signal:
         while not (folder / f'reached_{at}').exists() and process.poll() is None: time.sleep(.05)
@@ -204,7 +204,7 @@ PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'n
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
-    "The pages whose code takes the bar away, for the sake of their outputs, run with it too."
+    "Pages whose code removes the bar, for the sake of their outputs, also run with it."
     monkeypatch.chdir(tmp_path)
     threads, names = torch.get_num_threads(), dict(__name__='page')
     try:

@@ -8,7 +8,7 @@ from helpers import ROOT, copy_tree
 from typing_example import accepted, refused
 
 def mypy(folder):
-    "What mypy prints of the project in `folder`, an empty string if it finds nothing wrong."
+    "Return what mypy prints about the project in `folder`, an empty string if it finds nothing wrong."
     pytest.importorskip('mypy')
     command = [sys.executable, '-m', 'mypy', '--no-error-summary', '--cache-dir', ROOT / '.mypy_cache']
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True)

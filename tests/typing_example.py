@@ -1,4 +1,4 @@
-"""Calls that a type checker and Python must both accept, and calls that both must refuse: test_types.py asks the two."""
+"""Calls that a type checker and Python must both accept, and calls that both must refuse: test_types.py checks both."""
 import numpy as np
 import torch
 from typing_extensions import assert_type
@@ -8,7 +8,7 @@ from onecycle_callback import CycleCheckpoint, OneCycle, OneCyclePlan, OneCycleS
 def square(start: float, end: float, pos: float) -> float: return start + (end - start) * pos**2
 
 def accepted() -> None:
-    "Every form in which an argument may be given, and the types of what comes back."
+    "Use every form in which an argument may be given, and check the types of the results."
     for make in (OneCycle, OneCycleSchedule):
         make()
         make(0.1, 25, 0.3, final_div=1e5, moms=(.95, .85, .95), anneal='cos', three_phase=False)

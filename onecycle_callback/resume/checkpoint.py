@@ -21,7 +21,7 @@ from .state import warn_of_persistent_workers
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #4fa6e737
 def _check_name(name):
-    "Return `name` if a file can have it in any folder; raise `TypeError` or `ValueError` if not."
+    "Return `name` if it is a valid file name without a folder; raises `TypeError` or `ValueError` if it isn't."
     message = f'checkpoint must have a name without a folder, got {name!r}'
     if not isinstance(name, str): raise TypeError(message)
     if not name.strip('. ') or any(c in name for c in '/\\\0'): raise ValueError(message)
@@ -32,11 +32,10 @@ class CycleCheckpoint:
     """Keep a cycle in a file, so that the same call of `fit_one_cycle` resumes it after a crash.
 
     `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))` keeps it in the file `run1.cycle` in
-    `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` that lists what
-    differs if the file belongs to a different run, or says why it cannot be read, and an `OSError` if it cannot be
-    written."""
-    name:str # Of the file, without folder and suffix
-    every:int|None = None # Save every so many batches of the fit too; default only at the end of each epoch
+    `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` if the file belongs
+    to a different run (the error lists what differs) or cannot be read, and an `OSError` if it cannot be written."""
+    name:str # Name of the file, without folder or suffix
+    every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
 
     def __post_init__(self):
@@ -47,7 +46,7 @@ class CycleCheckpoint:
 # %% ../../nbs/06_resume.checkpoint.ipynb #45f3f3e6
 @patch
 def __setattr__(self:CycleCheckpoint, name, value):
-    "Refuse any change, and so to be a callback, which a `Learner` gives itself as `learn`."
+    "Refuse any change; fastai sets `learn` on a callback, so setting it raises an error that names the right way."
     if name != 'learn': return self._orig___setattr__(name, value)
     raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), '
                      'not as one of the cbs of a fit or a Learner')
@@ -56,7 +55,7 @@ def __setattr__(self:CycleCheckpoint, name, value):
 def as_checkpoint(
     checkpoint # A name, a `CycleCheckpoint`, or `None`
 ) -> CycleCheckpoint|None:
-    "Return what `fit_one_cycle` was given as a `CycleCheckpoint`; raises `TypeError` for anything else."
+    "Return `checkpoint` as a `CycleCheckpoint`, or `None`; raises `TypeError` for anything else."
     if isinstance(checkpoint, str): return CycleCheckpoint(checkpoint)
     if checkpoint is None or isinstance(checkpoint, CycleCheckpoint): return checkpoint
     raise TypeError(f'checkpoint must be a name or a CycleCheckpoint, got {checkpoint!r}')
@@ -64,7 +63,7 @@ def as_checkpoint(
 # %% ../../nbs/06_resume.checkpoint.ipynb #3f1cd680
 @patch
 def _saved(self:CycleCheckpoint, file, fingerprint):
-    "Return what `file` holds of the run with this `fingerprint`, `None` to start; raise if it is a different run's."
+    "Return the state in `file`, or `None` to start a new cycle; raises `ValueError` if it is a different run's."
     content = from_rank_0(lambda: read_file(file))
     saved = None if content is None else read_state(content, file)
     if saved is None or self.restart: return None
@@ -81,10 +80,10 @@ def open(self:CycleCheckpoint,
     learn, # The `Learner`
     plan, # The `OneCyclePlan` of the cycle
     opt, # The optimizer that will train
-    epochs:range, # The epochs of the cycle to run
+    epochs:range, # The epochs of the cycle to train
     wd # Weight decay
-) -> ResumableRun: # To be one of the callbacks of the fit
-    "Return the run that resumes or starts this cycle, and touch nothing; raises `ValueError` or `OSError` if it can't."
+) -> ResumableRun: # A callback for the fit
+    "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
     fingerprint = run_fingerprint(learn, plan, opt, epochs, wd)
     run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))

@@ -26,10 +26,10 @@ def _flush_folder(folder):
 
 # %% ../../nbs/rooms/resume.file.ipynb #eddb0b50
 def write_file(
-    path:Path, # The file to replace; its folder is made if there is none
+    path:Path, # The file to replace; its folder is made if it doesn't exist
     state # Tensors and plain values
 ):
-    "Replace the file at `path` by one that holds `state`, or leave it unchanged and raise what went wrong."
+    "Replace the file at `path` with one that holds `state`, or leave it unchanged and raise what went wrong."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     try:
@@ -53,7 +53,7 @@ def read_file(
 FILE_FORMAT = 'a cycle of onecycle_callback, 1'     # what a file says about itself under 'format'
 
 def _why_unreadable(content, error):
-    "Say in a few words why `torch.load` raised `error` at `content`."
+    "Return a few words on why `torch.load` raised `error` for `content`."
     if not content: return 'it is empty'
     if 'unsupported global' in str(error).lower():
         return 'it holds more than tensors and plain values, and none of its code was run'
@@ -61,14 +61,14 @@ def _why_unreadable(content, error):
 
 # %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
 def read_state(
-    content:bytes, # Of a file that `write_file` wrote
+    content:bytes, # Content of a file that `write_file` wrote
     path:Path # Where the file is, for messages
 ) -> dict: # The state, on the CPU
     "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
     advice = 'It was left unchanged. Move it away, or choose another name'
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f'checkpoint: {path} cannot be read, {_why_unreadable(content, e)}. {advice}') from e
+        raise ValueError(f'checkpoint: {path} cannot be read, because {_why_unreadable(content, e)}. {advice}') from e
     if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
         raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state

@@ -20,7 +20,7 @@ from .processes import world_size
 
 # %% ../../nbs/rooms/resume.fingerprint.ipynb #13cfc704
 def _as_text(value):
-    "Return an argument as text that tells it from other values."
+    "Return an argument as text that differs if the argument does."
     if callable(value):
         return f'{getattr(value, "__module__", "")}.{getattr(value, "__qualname__", type(value).__name__)}'
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)): return _as_text(value.tolist())
@@ -45,10 +45,10 @@ def run_fingerprint(
     learn, # The `Learner`
     plan, # The `OneCyclePlan` of the cycle
     opt, # The optimizer that will train
-    epochs:range, # The epochs of the cycle to run
+    epochs:range, # The epochs of the cycle to train
     wd # Weight decay
 ) -> dict: # Text by name, and two dictionaries of text: `schedule` and `model`
-    "Return all that must be the same for a run to be resumed."
+    "Return everything that must be the same for a run to be resumed."
     schedule = plan.schedule
     values = dict(
         cycle_len=plan.n_epoch, start_epoch=epochs.start, stop_epoch=epochs.stop,
@@ -74,7 +74,7 @@ def _differing_lines(saved, current):
 def fingerprint_differences(
     saved:dict, # The fingerprint in the file
     current:dict # The fingerprint of the run that wants to resume
-) -> list: # A line of text for each
+) -> list: # One line of text for each difference
     "Return what differs between two fingerprints, an empty list if nothing does."
     without_lrs = [{name: text for name, text in f.items() if name != 'schedule'} for f in (saved, current)]
     return _differing_lines(*without_lrs) or _differing_lines(saved, current)

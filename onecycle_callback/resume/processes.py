@@ -1,4 +1,4 @@
-"""What the processes of one training know of each other: rank, gather, broadcast
+"""What the processes of a training run know about each other: rank, gather, broadcast
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.processes.html.md"""
 
@@ -14,13 +14,13 @@ import torch
 import torch.distributed
 
 # %% ../../nbs/rooms/resume.processes.ipynb #0107a0c4
-def world_size() -> int: # 1 where a process trains alone
+def world_size() -> int: # 1 if this process trains alone
     "Return the number of processes that train together."
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if together else 1
 
 # %% ../../nbs/rooms/resume.processes.ipynb #a06c0d3c
-def rank() -> int: # 0 where a process trains alone
+def rank() -> int: # 0 if this process trains alone
     "Return the rank of this process."
     return torch.distributed.get_rank() if world_size() > 1 else 0
 

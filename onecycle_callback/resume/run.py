@@ -1,4 +1,4 @@
-"""One run of a cycle with its file: what was found there, and how far it got
+"""One run of a cycle and its file: what was found there, and how far it got
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.run.html.md"""
 
@@ -23,16 +23,16 @@ from .state import (ObjectState, model_state, object_states, plain, random_state
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(Callback):
-    "One fit that resumes the cycle in `file`, and keeps it there."
+    "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
     def __init__(self,
         learn, # The `Learner`
         file:Path, # Where the cycle is kept
-        fingerprint:dict, # Of this run
+        fingerprint:dict, # The fingerprint of this run
         plan, # The `OneCyclePlan` of the cycle
-        epochs:range, # The epochs of the cycle to run
-        every:int|None=None, # Save every so many batches too
-        saved:dict|None=None # What the file holds, if the cycle is to be resumed
+        epochs:range, # The epochs of the cycle to train
+        every:int|None=None, # Also save every so many batches
+        saved:dict|None=None # The state in the file, if the cycle resumes
     ):
         self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
         self.saved:Any = saved
@@ -111,7 +111,7 @@ def _saved_here(self:ResumableRun):
 # %% ../../nbs/rooms/resume.run.ipynb #cb59f157
 @patch
 def _restore_place(self:ResumableRun):
-    "Restore how far the training was, and what it draws at random next."
+    "Restore the position in the cycle, and the random states."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
     set_random_states(learn, self._saved_here['random'])
@@ -136,7 +136,7 @@ def _say(self:ResumableRun, text):
 # %% ../../nbs/rooms/resume.run.ipynb #2613c61e
 @patch
 def _show_saved_rows(self:ResumableRun):
-    "Say where the cycle resumes, and show the rows of its table again."
+    "Print where the cycle resumes, and show the rows of its table again."
     self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
     self._rows = unplain(self.saved['rows'])
     for row in self._rows: self.learn.logger(row)
@@ -164,7 +164,7 @@ def before_train(self:ResumableRun):
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
 def all_batches(self:ResumableRun):
-    "Run the `Learner`'s loop over the batches; in an epoch that is resumed, over those left."
+    "Run the `Learner`'s loop over the batches; in a resumed epoch, over those that are left."
     learn = self.learn
     if self.saved is None or not learn.training: return type(learn).all_batches(learn)
     n_done, states = self.saved['done'], self._saved_here

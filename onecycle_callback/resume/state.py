@@ -1,4 +1,4 @@
-"""What a training consists of besides its arguments, as plain values that can be stored, and back
+"""The state of a training run as plain values that can be stored, and back
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.state.html.md"""
 
@@ -109,16 +109,17 @@ def _generator_state(generator):
     return generator.bit_generator.state
 
 def _set_generator_state(generator, state):
-    "Let `generator` draw again what it drew after `_generator_state` returned `state`."
+    "Set `generator` to a `state` that `_generator_state` returned."
     if isinstance(generator, random.Random): generator.setstate(state)
     elif isinstance(generator, torch.Generator): generator.set_state(state)
     else: generator.bit_generator.state = state
 
 # %% ../../nbs/rooms/resume.state.ipynb #8ee3417e
 def random_states(
-    learn # Its data loaders count
+    learn # The `Learner`; the generators of its data loaders are included
+
 ) -> dict: # Plain values
-    "Return the states of all random generators that a training of `learn` draws from, in this process."
+    "Return the states of all random generators that training `learn` draws from, in this process."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return plain(dict(
         python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(), cuda=cuda,
@@ -126,7 +127,8 @@ def random_states(
 
 # %% ../../nbs/rooms/resume.state.ipynb #2a26692c
 def set_random_states(
-    learn, # Its data loaders are set too
+    learn, # The `Learner`; the generators of its data loaders are restored too
+
     states:dict # What `random_states` returned
 ):
     "Restore all random generators."
@@ -151,7 +153,7 @@ _NOT_STATE = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, p
               torch.autocast, Callback, Learner, DataLoaders, Optimizer, OptimWrapper, Hook, Hooks, OneCyclePlan)
 
 def _is_state(value, stored_elsewhere):
-    "Say whether an attribute may be state: of a collection, whether any of its items may be."
+    "Return whether an attribute may be state; a collection may be if any of its items may."
     if isinstance(value, (list, tuple, set, L, dict)) and len(value):
         return any(_is_state(v, stored_elsewhere) for v in (value.values() if isinstance(value, dict) else value))
     return not isinstance(value, _NOT_STATE) and id(value) not in stored_elsewhere
@@ -172,13 +174,13 @@ def _attributes(obj, stored_elsewhere):
 
 # %% ../../nbs/rooms/resume.state.ipynb #17f48bf2
 def _pickled(value):
-    "Return `value` as bytes that differ if it does, `None` if that cannot be done."
+    "Return `value` as bytes that differ if it does, or `None` if it cannot be pickled."
     try: return pickle.dumps(value)
     except Exception: return None
 
 # %% ../../nbs/rooms/resume.state.ipynb #2f30480f
 def _has_state_dict(obj):
-    "Say whether `obj` can save itself, which its class tells: a callback passes on what its `Learner` has."
+    "Return whether `obj` can save itself. Ask its class, since a callback also has the attributes of its `Learner`."
     return hasattr(type(obj), 'state_dict') and hasattr(type(obj), 'load_state_dict')
 
 # %% ../../nbs/rooms/resume.state.ipynb #9ffc9494
@@ -186,8 +188,8 @@ class ObjectState:
     "Save and restore what `obj` remembers: its `state_dict`, or the attributes that have changed since this was made."
     def __init__(self,
         obj, # A callback, a metric, a layer, …
-        label:str, # What to call it in a warning
-        stored_elsewhere=(), # ids of objects that are not part of it
+        label:str, # Its name in warnings
+        stored_elsewhere=(), # The ids of objects that are not part of it
         skip=() # Names of attributes to leave out
     ):
         self.obj, self.label, self.stored_elsewhere, self.skip = obj, label, stored_elsewhere, skip
@@ -220,7 +222,7 @@ def save(self:ObjectState) -> tuple: # Plain values, and the names of the attrib
 
 # %% ../../nbs/rooms/resume.state.ipynb #5383845e
 def _merge_tensor(old, new):
-    "Copy `new` into `old` if it fits there; return the tensor that holds the values."
+    "Copy `new` into `old` if it fits; return the tensor that holds the values."
     if old.shape != new.shape or old.dtype != new.dtype or old.requires_grad: return new.to(old.device)
     return old.copy_(new)
 
@@ -253,7 +255,7 @@ def restore(self:ObjectState,
 
 # %% ../../nbs/rooms/resume.state.ipynb #1ec93867
 def _is_stateless(cb, learn):
-    "Say whether `cb` is one of fastai's callbacks that remember nothing of a training."
+    "Return whether `cb` is one of fastai's callbacks that have nothing to remember."
     is_one = isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor))
     return is_one or cb is getattr(learn, 'distributed_trainer', None)
 
@@ -269,7 +271,8 @@ def _numbered(objects):
 # %% ../../nbs/rooms/resume.state.ipynb #1b14dfaf
 def object_states(
     learn, # The `Learner`
-    callbacks # Those of its callbacks that count
+    callbacks # The callbacks to include
+
 ) -> dict: # An `ObjectState` by name
     "Return the states of `callbacks`, of the metrics and of the layers of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]

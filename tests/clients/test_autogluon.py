@@ -1,4 +1,4 @@
-"""AutoGluon's neural network of fastai trains on the planned schedule, and its early stopping brings the warning."""
+"""AutoGluon's fastai network trains on the planned schedule, and stopping early gives the warning."""
 import subprocess
 import sys
 import warnings
@@ -17,7 +17,7 @@ wines = load_wine(as_frame=True).frame
 
 @pytest.fixture
 def fits(monkeypatch):
-    "Each Learner that AutoGluon trains, with the callback that looked on."
+    "Collect each Learner that AutoGluon trains, with the callback that watched it."
     found, fit = [], Learner.fit_one_cycle
     def watched(learn, *args, cbs):
         found.append((learn, Spy()))
@@ -30,7 +30,7 @@ def train(path, **options):
     return predictor.fit(wines, hyperparameters=dict(FASTAI=options), fit_weighted_ensemble=False)
 
 def as_planned(learn, spy):
-    "The plan of the fit, which each batch trained with."
+    "Check that each batch trained with the plan of the fit; return the plan, and the number of batches trained."
     plan, n = learn.recorder.plan, len(spy.seen_lrs)
     assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'] == plan.lrs[:n, -1].tolist()
     return plan, n

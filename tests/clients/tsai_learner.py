@@ -10,7 +10,7 @@ X = X[:, None].astype(np.float32)
 splits = get_splits(y, valid_size=.2, stratify=True, random_state=0, show_plot=False)
 
 def tsai_classifier(path, **kwargs):
-    "The same one every time, 20 batches an epoch, with all its default callbacks."
+    "Return the same Learner every time, with 20 batches per epoch and all its default callbacks."
     set_seed(0)
     return TSClassifier(X, y, splits=splits, arch='InceptionTime', arch_config=dict(nf=4), bs=16, metrics=accuracy,
                         tfms=[None, TSClassification()], batch_tfms=TSStandardize(), path=path, **kwargs)

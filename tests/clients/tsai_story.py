@@ -1,4 +1,4 @@
-"""What a user of tsai does in a day, as a script: `python tsai_story.py FOLDER MODULE MODULE`, imported in that order.
+"""A tsai user's day as a script: `python tsai_story.py FOLDER MODULE MODULE`, which imports the modules in that order.
 
 Look at the plan, train, press Ctrl-C, run the same call again on a new Learner, plot, export and load."""
 import sys
@@ -16,7 +16,7 @@ from onecycle_callback import CycleCheckpoint
 from tsai_learner import X, splits, tsai_classifier
 
 class CtrlC(Callback):
-    "Interrupts in epoch 2, batch 7."
+    "Interrupt in epoch 2, batch 7."
     order = 20_000   # after the checkpoint
     def after_batch(self):
         if self.training and (self.epoch, self.iter) == (2, 7): raise KeyboardInterrupt
