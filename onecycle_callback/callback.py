@@ -245,8 +245,9 @@ def after_fit(self:OneCycle):
 @patch
 def after_cancel_fit(self:OneCycle):
     "Warn that the cycle was stopped early, and where."
+    if self._cycle is None: return
     epoch, n_epoch = self.learn.epoch, self.learn.n_epoch
-    if self._cycle is None or epoch + 1 >= n_epoch: return
+    if epoch + 1 >= n_epoch: return
     n_done, lr = len(self._cycle.hps['lr']), self._cycle.row[0][-1]
     peak = self.plan.at([self.plan.peak])[0][0, -1]
     warn(f'The cycle was stopped early in epoch {epoch} of {n_epoch} (counted from 0), after {n_done} batches, '

@@ -65,6 +65,18 @@ def _check_cbs(cbs):
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
+@patch
+def add_cbs(self:Learner,
+    cbs # Callbacks, or classes of callbacks
+):
+    "Add all of `cbs`, or none of them if one refuses this `Learner`."
+    n_before = len(self.cbs)
+    try: L(cbs).map(self.add_cb)
+    except BaseException:
+        self.remove_cbs(self.cbs[n_before:])
+        raise
+    return self
+
 # %% ../nbs/04_learner.ipynb #b66ad245
 def _check_epochs(
     cycle_len:int, # Number of epochs in the cycle
@@ -147,10 +159,10 @@ def fine_tune(self:Learner,
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)
-    frozen = dict(cycle_len=freeze_epochs or 1, max_lr=slice(base_lr), pct_start=0.99, checkpoint=first, **both)
+    frozen = dict(cycle_len=freeze_epochs, max_lr=slice(base_lr), pct_start=0.99, checkpoint=first, **both)
     whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div_factor=div,
                  checkpoint=checkpoint, **both)
-    for call in (frozen, whole): _validated(self, **call)
+    for call in [frozen, whole] if freeze_epochs else [whole]: _validated(self, **call)
     self.freeze()
     if freeze_epochs: self.fit_one_cycle(**frozen)
     self.unfreeze()

@@ -7,10 +7,11 @@ import pytest
 import torch
 from fastai.basics import Callback, SGD
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TerminateOnNaNCallback
 from torch.utils.data import IterableDataset
 
 from helpers import frozen_state, learner
-from onecycle_callback import OneCycle, OneCycleSchedule
+from onecycle_callback import CycleCheckpoint, OneCycle, OneCycleSchedule
 
 nan, inf = math.nan, math.inf
 
@@ -153,8 +154,14 @@ def test_two_cycles_at_once():
     learn = learner(cbs=OneCycle(.1))
     refused(learn, lambda: learn.fit_one_cycle(1), 'OneCycle', 'at most one')
 
-def test_two_cycles_in_one_list():
-    with pytest.raises(ValueError, match='at most one OneCycle'): learner().fit(1, cbs=[OneCycle(.1), OneCycle(.1)])
+@pytest.mark.parametrize('make, name, allowed', [
+    (lambda: [OneCycle(.1), OneCycle(.1)], 'cbs', 'at most one OneCycle'),
+    (lambda: [TerminateOnNaNCallback, OneCycle([.1])], 'max_lr', 'each of the 3 parameter groups'),
+    (lambda: [OneCycle(.1), CycleCheckpoint('run')], 'cbs', 'fit_one_cycle(…, checkpoint=…)')],
+    ids=['two cycles', 'a cycle that does not fit', 'a checkpoint'])
+def test_the_last_of_several_callbacks(learn, make, name, allowed):
+    "Those before it have been added by then."
+    refused(learn, lambda: learn.fit(1, cbs=make()), name, allowed)
 
 def trained(call):
     "Train a Learner with `call`; return what it recorded, and its weights."

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from fastai.basics import Adam, CancelFitException, OptimWrapper, partial
+from fastai.basics import Adam, Callback, CancelFitException, OptimWrapper, TrainEvalCallback, partial
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.callback.training import ShortEpochCallback
 
@@ -52,6 +52,14 @@ def test_a_fit_that_is_cancelled_and_one_after_it(opt, fit):
     recorded(learn, 15)
     FITS[fit](learn, [])
     recorded(learn, 36)
+
+def test_a_first_fit_that_is_cancelled_before_anything():
+    def cancel(self): raise CancelFitException
+    first = type('First', (Callback,), dict(before_fit=cancel, order=TrainEvalCallback.order - 1))
+    learn = learner()
+    learn.fit_one_cycle(3, .1, cbs=first())
+    assert not hasattr(learn, 'epoch')      # fastai's own callbacks haven't set it yet
+    assert learn.opt.hypers[0]['mom'] == .9 and not hasattr(learn, 'one_cycle')
 
 def test_error_in_the_loss():
     calls = []

@@ -40,6 +40,12 @@ def test_fine_tune_is_two_cycles():
     assert learn.recorder.hps['lr'][-1] == pytest.approx(5e-3 / 1e5, rel=1e-12)
     assert all(p.requires_grad for p in learn.model.parameters())
 
+def test_fine_tune_without_freezing_is_one_cycle():
+    learn, spy = learner(n_groups=3), Both()
+    learn.fine_tune(3, 1e-2, freeze_epochs=0, stop_epoch=2, three_phase=True, cbs=spy)
+    whole = learn.preview_one_cycle(3, slice(5e-5, 5e-3), div=5, final_div=1e5, three_phase=True)
+    assert spy.seen_lrs == whole.lrs[:24].tolist()      # neither argument would fit the other cycle
+
 PARTS = dict(first=dict(stop_epoch=2), last=dict(start_epoch=2), middle=dict(start_epoch=1, stop_epoch=3))
 
 @pytest.mark.parametrize('part', PARTS.values(), ids=PARTS)

@@ -1,5 +1,6 @@
 """Every optimizer of fastai and torch: train, and read LR and momentum back from the optimizer itself at each batch."""
 import inspect
+from copy import deepcopy
 
 import pytest
 import torch
@@ -115,6 +116,14 @@ def test_a_tensor_lr_is_filled_in_place(name, n_groups):
     assert [[i for i, _ in row] for row in seen] == [[id(t) for t in tensors]] * 12
     assert [[v for _, v in row] for row in seen] == learn.recorder.plan.lrs.astype('float32').tolist()
 
+def test_a_tensor_lr_that_two_groups_share():
+    learn, spy = torch_learner('AdamW', 2), Spy()
+    learn.create_opt()
+    shared = torch.tensor(.5)
+    for g in learn.opt.opt.param_groups: g['lr'] = shared
+    learn.fit_one_cycle(1, HIGHS, cbs=spy)
+    assert spy.seen_lrs == learn.recorder.plan.lrs.astype('float32').tolist()
+
 def test_frozen_groups_and_groups_of_their_own_decay():
     learn, spy = learner(n_groups=3), Spy()
     learn.freeze()
@@ -128,7 +137,7 @@ def test_frozen_groups_and_groups_of_their_own_decay():
 @opts
 def test_state_loaded_in_the_middle_of_a_fit(opt):
     class Reload(Spy):
-        def before_epoch(self): self.opt.load_state_dict(self.opt.state_dict())
+        def before_epoch(self): self.opt.load_state_dict(deepcopy(self.opt.state_dict()))
     learn, spy = learner(n_groups=2, opt_func=opt), Reload()
     learn.fit_one_cycle(3, cbs=spy)
     assert spy.seen_lrs == learn.recorder.plan.lrs.tolist()
