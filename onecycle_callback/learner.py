@@ -65,6 +65,7 @@ def _check_cbs(cbs):
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
+# %% ../nbs/04_learner.ipynb #8739fb50
 @patch
 def add_cbs(self:Learner,
     cbs # Callbacks, or classes of callbacks
@@ -123,13 +124,14 @@ def fit_one_cycle(self:Learner,
 
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
+    cbs = L(cbs)
     cycle, epochs, run = _validated(
         self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **schedule)
     if reset_opt or self.opt is None: self.create_opt()
     if run is not None and run.is_complete: return run.finish()
     with fit_over(self, epochs, all_batches=run and run.all_batches):
-        self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + L(cbs))
+        self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
@@ -159,6 +161,7 @@ def fine_tune(self:Learner,
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)
+    if 'cbs' in both: both['cbs'] = L(both['cbs'])   # a generator would be used up by the first cycle
     frozen = dict(cycle_len=freeze_epochs, max_lr=slice(base_lr), pct_start=0.99, checkpoint=first, **both)
     whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div_factor=div,
                  checkpoint=checkpoint, **both)

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from fastai.basics import SGD, Adam, OptimWrapper, partial
+from fastai.basics import SGD, Adam, Callback, OptimWrapper, partial
 
 from helpers import Spy, frozen_state, learner
 
@@ -156,3 +156,12 @@ def test_moms_left_alone():
     learn.opt.set_hyper('mom', .5)
     learn.fit_one_cycle(2, moms=False, cbs=spy)
     assert list(learn.recorder.hps) == ['lr'] and spy.seen_moms == [[.5]] * 24 and learn.opt.hypers[0]['mom'] == .5
+
+@pytest.mark.parametrize('train, n_epoch', [(lambda learn, cbs: learn.fit_one_cycle(2, cbs=cbs), 2), (lambda learn, cbs: learn.fine_tune(2, cbs=cbs), 3)],
+                         ids=['fit_one_cycle', 'fine_tune'])
+def test_callbacks_out_of_a_generator(train, n_epoch):
+    epochs = []
+    class Note(Callback):
+        def after_epoch(self): epochs.append(self.epoch)
+    train(learner(n_groups=3), (cb for cb in [Note()]))
+    assert len(epochs) == n_epoch
