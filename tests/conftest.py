@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')     # two workers share the cores, and the tests' models are tiny
 
 import matplotlib
 matplotlib.use('Agg')
