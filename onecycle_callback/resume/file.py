@@ -16,6 +16,8 @@ from tempfile import TemporaryFile
 
 import torch
 
+from .earlier import from_format_1
+
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
     "Flush the names in `folder` to the disk: only then does a renamed file survive a power cut."
@@ -50,7 +52,7 @@ def read_file(
     return path.read_bytes() if path.exists() else None
 
 # %% ../../nbs/rooms/resume.file.ipynb #2a050352
-FILE_FORMAT = 'a cycle of onecycle_callback, 1'     # what a file says about itself under 'format'
+FILE_FORMAT, _FORMAT_1 = ('a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1')     # under 'format' in a file
 
 def _why_unreadable(content, error):
     "Return a few words on why `torch.load` raised `error` for `content`."
@@ -69,6 +71,7 @@ def read_state(
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
     except Exception as e:
         raise ValueError(f'checkpoint: {path} cannot be read, because {_why_unreadable(content, e)}. {advice}') from e
+    if isinstance(state, dict) and state.get('format') == _FORMAT_1: return from_format_1(state)
     if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
         raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state

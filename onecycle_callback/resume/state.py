@@ -29,6 +29,7 @@ from torch.nn.parameter import is_lazy
 
 from ..callback import OneCycle
 from ..internals import has_persistent_workers
+from .earlier import set_loader_generators
 from .values import (KIND, CannotRestore, CannotStore, Decoder, Encoder, Known,
                                                has_state_dict, is_flat)
 from ..schedule import OneCyclePlan
@@ -225,8 +226,6 @@ def _numbered(objects):
 # %% ../../nbs/rooms/resume.state.ipynb #1b14dfaf
 _FIT_SETS = {*"""_metrics all_batches cbs create_mbar default_cbs dl dls epoch iter lock logger loss loss_grad lr model model_dir moms n_epoch
     n_iter opt opt_func path pct_train pred scaler splitter train_bn train_iter training wd wd_bn_bias x xb y yb _do_fit""".split()}
-_PASSING = dict(Learner=_FIT_SETS, Recorder={'start_epoch'})     # what is not remembered, by the name of the object
-
 def _named_objects(learn, objects, loaders):
     "Return the objects that stand in every such training, by name: what is stored elsewhere, and what isn't stored at all."
     model, opt = get_model(learn.model), learn.opt
@@ -268,7 +267,8 @@ def object_states(
     objects = _numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
                         [(f'model.{name}'.rstrip('.'), module) for name, module in modules] +
                         [('loss_func', learn.loss_func), ('Learner', learn)])
-    return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), _PASSING)
+    skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch'})     # when the epoch began
+    return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 # %% ../../nbs/rooms/resume.state.ipynb #9491c708
 _ITERATION = {'it', '_iterator', '_DataLoader__idxs'}      # what a loader makes anew for each iteration
@@ -294,6 +294,7 @@ def set_random_states(
 ) -> list: # Of text
     "Restore all random generators and the data loaders; return the names of what could not be restored."
     own = Decoder()({name: state for name, state in states.items() if name != 'loaders'})
+    set_loader_generators(loaders.objects.values(), own.get('generators', []))
     random.setstate(own['python'])
     np.random.set_state(own['numpy'])
     torch.set_rng_state(own['torch'])
