@@ -341,7 +341,7 @@ def model_state(
 # %% ../../nbs/rooms/resume.state.ipynb #456de752
 def _restore_parameter(p, trained, grad):
     "Restore whether `p` is trained, and its gradient."
-    p.requires_grad_(trained)
+    if p.requires_grad != trained: p.requires_grad_(trained)     # which a layer that isn't initialised doesn't allow
     p.grad = None if grad is None else torch.zeros_like(p) if grad is False else grad.to(p.device)
 
 # %% ../../nbs/rooms/resume.state.ipynb #6322b899
