@@ -19,7 +19,7 @@ import torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, Pipeline, Transform
 from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
@@ -75,7 +75,7 @@ def _pickled(value):
     except Exception: return None
 
 # %% ../../nbs/rooms/resume.state.ipynb #2f30480f
-_KEPT = (Learner, DataLoaders, Hook, Hooks, OneCyclePlan)
+_KEPT = (Learner, DataLoaders, Hook, Hooks, OneCyclePlan, Pipeline, Transform)
 _seen:weakref.WeakValueDictionary = weakref.WeakValueDictionary()     # the objects of all fits of this process, by id
 
 class ObjectStates:
@@ -271,7 +271,7 @@ def object_states(
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 # %% ../../nbs/rooms/resume.state.ipynb #9491c708
-_ITERATION = {'it', '_iterator', '_DataLoader__idxs'}      # what a loader makes anew for each iteration
+_ITERATION = {'it', '_iterator', '_types', '_DataLoader__idxs'}      # what a loader makes anew for each iteration
 
 def loader_states(
     learn # The `Learner`, with an optimizer
