@@ -15,7 +15,6 @@ from warnings import warn
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.optimizer import OptimWrapper
@@ -23,6 +22,7 @@ from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
 from .arguments import accept_fastai_names
+from .fits import OneFitCallback
 from .internals import items_of
 from .optimizer import OptAdapter
 from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
@@ -137,7 +137,7 @@ def finish(self:CycleRun):
     if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
 # %% ../nbs/03_callback.ipynb #48f127dc
-class OneCycle(Callback):
+class OneCycle(OneFitCallback):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
@@ -162,6 +162,10 @@ class OneCycle(Callback):
         if learn is None: self._finish()
         else: self._check(learn)
         self.__dict__['_learn'] = learn
+
+    def __getstate__(self):
+        "Return what is copied or pickled: all but a running cycle, which belongs to this `Learner` and its optimizer."
+        return super().__getstate__() | dict(_cycle=None)
 
     def __call__(self, event_name):
         "Handle the events that have a method here, and return at once for the others."

@@ -8,22 +8,30 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.run.htm
 __all__ = ['ResumableRun']
 
 # %% ../../nbs/rooms/resume.run.ipynb #c96e40e6
+import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from fastai.callback.core import Callback
+from fastai.callback.core import CancelFitException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 from fastcore.basics import patch
 
-from .file import FILE_FORMAT, write_file
-from .processes import gather, rank
+from ..fits import OneFitCallback
+from ..internals import cancelled_by
+from .file import FILE_FORMAT, date_of, write_file
+from .lock import RunLock
+from .processes import from_rank_0, gather, rank, world_size
+from .sigterm import HeldSigterm
 from .state import (ObjectStates, loader_states, model_state, object_states, random_states, set_model_state,
                     set_random_states, unused_states)
 from .values import plain, unplain
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
-class ResumableRun(Callback):
+class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
     def __init__(self,
@@ -33,7 +41,8 @@ class ResumableRun(Callback):
         plan, # The `OneCyclePlan` of the cycle
         epochs:range, # The epochs of the cycle to train
         every:int|None=None, # Also save every so many batches
-        saved:dict|None=None # The state in the file, if the cycle resumes
+        saved:dict|None=None, # The state in the file, if the cycle resumes
+        lock:RunLock|None=None # Its lock; default a new one
     ):
         self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
         self.saved:Any = saved
@@ -44,8 +53,49 @@ class ResumableRun(Callback):
         self._loaders:Any = None
         self._warned:set[str] = set()
         self._epoch_start:dict|None = None
-        self._status = 'complete'
+        self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
+        self._place:tuple|None = None
+        self._is_stopping = False
+        self._lock, self._sigterm = lock or RunLock(file), None
         self.learn = learn
+
+# %% ../../nbs/rooms/resume.run.ipynb #e63ac01a
+@patch
+def _say(self:ResumableRun, text):
+    "Print `text` about this checkpoint, once for all processes."
+    if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
+
+# %% ../../nbs/rooms/resume.run.ipynb #2613c61e
+@patch
+def _say_place(self:ResumableRun, what):
+    "Print that `what` happened to this run, and where it will resume."
+    if self._place is not None: self._say(f'{what}. The same call resumes it in epoch {self._place[0]}, batch {self._place[1]}.')
+
+# %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
+@patch
+@contextmanager
+def held(self:ResumableRun):
+    "Keep other processes from training this run during this context; raises `BlockingIOError` if one does."
+    if self.is_complete:
+        yield
+        return
+    from_rank_0(self._lock.acquire)
+    try:
+        with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm: yield
+    finally:
+        self._sigterm = None
+        self._lock.release()
+
+@patch(as_prop=True)
+def _is_terminated(self:ResumableRun):
+    "Whether a SIGTERM waits."
+    return self._sigterm is not None and self._sigterm.is_pending
+
+@patch
+def _terminate(self:ResumableRun):
+    "Say where the run will resume, and let SIGTERM take its course."
+    self._say_place('got SIGTERM')
+    self._sigterm.let_go()
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
@@ -57,6 +107,24 @@ def _warn_of_lost(self:ResumableRun):
         warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
              f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
 
+# %% ../../nbs/rooms/resume.run.ipynb #489b366f
+@patch(as_prop=True)
+def _logs(self:ResumableRun):
+    "Return the open files of the callbacks that append rows to them."
+    return [cb.file for cb in self.learn.cbs if isinstance(cb, CSVLogger) and cb.append and not vars(cb)['file'].closed]
+
+@patch
+def _log_sizes(self:ResumableRun):
+    "Return the length of each of these files."
+    for log in self._logs: log.flush()
+    return [os.fstat(log.fileno()).st_size for log in self._logs]
+
+@patch
+def _cut_logs(self:ResumableRun):
+    "Cut off what was written to these files since the saved state."
+    for log, size, now in zip(self._logs, self.saved.get('logs', []), self._log_sizes()):
+        if now > size: log.truncate(size)
+
 # %% ../../nbs/rooms/resume.run.ipynb #c2fbb4d0
 @patch
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
@@ -66,10 +134,12 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
                             carried=self._objects.save()))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
-    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
                  train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
                  **model_state(learn, self._objects.known))
-    try: write_file(self.file, state)
+    try:
+        write_file(self.file, state)
+        self._place = epoch, n_done
     except (OSError, RuntimeError) as e:
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
@@ -78,9 +148,11 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
 def after_batch(self:ResumableRun):
-    "Save every so many batches, counted over the whole fit."
+    "Save every so many batches, counted over the whole fit, and where the fit stops."
     learn = self.learn
-    if self.every is not None and learn.train_iter % self.every == 0: self._save(learn.epoch, learn.iter + 1)
+    is_due = self.every is not None and learn.train_iter % self.every == 0
+    if is_due or self._is_stopping or self._is_terminated: self._save(learn.epoch, learn.iter + 1)
+    if self._is_terminated: self._terminate()
 
 # %% ../../nbs/rooms/resume.run.ipynb #5bffd75f
 @patch
@@ -88,18 +160,40 @@ def after_epoch(self:ResumableRun):
     "Save at the end of an epoch."
     if hasattr(self.learn, 'recorder'): self._rows.append(list(self.learn.recorder.log))
     self._save(self.learn.epoch + 1, 0)
+    if self._is_terminated: self._terminate()
 
-# %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
+# %% ../../nbs/rooms/resume.run.ipynb #d4015684
+_FOR_GOOD = EarlyStoppingCallback, TerminateOnNaNCallback
+
+@patch
+def _see_out(self:ResumableRun, cb, event):
+    "Call the callbacks that `event` hasn't reached, because `cb` ended the fit in it; return those that end it too."
+    callbacks, stopped = list(self.learn.cbs.sorted('order')), []
+    unseen = callbacks[1 + callbacks.index(cb):]
+    for other in unseen:
+        try: other(event)
+        except CancelFitException: stopped.append(other)
+    if self not in unseen and event == 'after_batch': self.after_batch()     # save, since the fit stops here
+    return stopped
+
+# %% ../../nbs/rooms/resume.run.ipynb #020a13bf
 @patch
 def after_cancel_fit(self:ResumableRun):
-    "Note that a callback ended the cycle."
-    self._status = f'complete, ended early in epoch {self.learn.epoch}'
+    "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
+    learn, (cb, event) = self.learn, cancelled_by()
+    is_last, is_in_order = learn.epoch + 1 == self.epochs.stop, event == 'after_epoch' or event == 'after_batch' and learn.training
+    self._is_stopping = True
+    stoppers = [cb] if isinstance(cb, _FOR_GOOD) or not is_in_order else [cb, *self._see_out(cb, event)]
+    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers): self._status = f'complete, ended early in epoch {learn.epoch}'
+    elif event != 'after_epoch' or not is_last:
+        self._status = None
+        self._say_place('was stopped early')
 
-# %% ../../nbs/rooms/resume.run.ipynb #247d6ce6
+# %% ../../nbs/rooms/resume.run.ipynb #5aa6b787
 @patch
 def after_fit(self:ResumableRun):
-    "Mark the cycle as complete."
-    self._save(self.learn.epoch + 1, 0, status=self._status)
+    "Mark the cycle as complete, unless it was stopped early."
+    if self._status is not None: self._save(self.learn.epoch + 1, 0, status=self._status)
 
 # %% ../../nbs/rooms/resume.run.ipynb #0fb1abe6
 @patch(as_prop=True)
@@ -127,19 +221,14 @@ def _restore(self:ResumableRun):
     problems += self._restore_place()
     if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
 
-# %% ../../nbs/rooms/resume.run.ipynb #e63ac01a
-@patch
-def _say(self:ResumableRun, text):
-    "Print `text` about this checkpoint, once for all processes."
-    if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
-
-# %% ../../nbs/rooms/resume.run.ipynb #2613c61e
+# %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
     self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
     self._rows = unplain(self.saved['rows'])
     for row in self._rows: self.learn.logger(row)
+    self._cut_logs()
 
 # %% ../../nbs/rooms/resume.run.ipynb #02abeab8
 @patch
@@ -164,7 +253,7 @@ def before_train(self:ResumableRun):
     if self.saved is not None:
         self._restore()
         self._epoch_start = self._saved_here['random_epoch']
-    elif self.every is not None: self._epoch_start = random_states(self._loaders)
+    else: self._epoch_start = random_states(self._loaders)
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -195,5 +284,5 @@ def finish(self:ResumableRun):
         recorder.plan = self.plan
         if recorder.values: learn.final_record = recorder.values[-1]
     learn.model.eval()
-    self._say(f'is {self.saved["status"]}: its weights are loaded and nothing is trained. '
+    self._say(f'is {self.saved["status"]}, since {date_of(self.file)}: its weights are loaded and nothing is trained. '
               f'CycleCheckpoint({self.file.stem!r}, restart=True) starts over.')
