@@ -53,7 +53,8 @@ def _is_setting(encoded):
         if isinstance(value, torch.Tensor) or type(value) is dict and value.get(KIND) in ('constant', 'generator'): return False
         if type(value) not in (list, tuple, dict) or id(value) in seen: continue
         seen.add(id(value))
-        if not is_flat(value): values.extend(value.values() if isinstance(value, dict) else value)
+        inner = list(value.values()) if isinstance(value, dict) else value
+        if not is_flat(inner): values.extend(inner)
     return True
 
 # %% ../../nbs/rooms/resume.state.ipynb #8a1e2bbd
