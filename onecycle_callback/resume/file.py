@@ -20,6 +20,8 @@ from uuid import uuid4
 
 import torch
 
+from .earlier import from_format_1
+
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
     "Flush the names in `folder` to the disk, if its file system can: only then does a renamed file survive a power cut."
@@ -78,7 +80,7 @@ def date_of(
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
 # %% ../../nbs/rooms/resume.file.ipynb #2a050352
-FILE_FORMAT = 'a cycle of onecycle_callback, 1'     # what a file says about itself under 'format'
+FILE_FORMAT, _FORMAT_1 = ('a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1')     # under 'format' in a file
 
 def _why_unreadable(content, error):
     "Return a few words on why `torch.load` raised `error` for `content`."
@@ -97,6 +99,7 @@ def read_state(
     try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
     except Exception as e:
         raise ValueError(f'checkpoint: {path} cannot be read, because {_why_unreadable(content, e)}. {advice}') from e
+    if isinstance(state, dict) and state.get('format') == _FORMAT_1: return from_format_1(state)
     if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
         raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
     return state

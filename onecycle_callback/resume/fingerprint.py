@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from fastai.torch_core import get_model
 from fastcore.foundation import L
+from torch.nn.parameter import is_lazy
 
 from ..internals import n_workers
 from ..optimizer import opt_name
@@ -41,7 +42,9 @@ def _lrs_as_text(plan):
 # %% ../../nbs/rooms/resume.fingerprint.ipynb #72c1381e
 def _model_as_text(model):
     "Return the type and shape of each entry of the state dict of `model`."
-    def text(v): return f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else type(v).__name__
+    def text(v):
+        if is_lazy(v): return 'not initialised'
+        return f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else type(v).__name__
     return {name: text(value) for name, value in model.state_dict().items()}
 
 # %% ../../nbs/rooms/resume.fingerprint.ipynb #adf7dce5

@@ -26,8 +26,9 @@ from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (ObjectState, model_state, object_states, plain, random_states,
-                                            set_model_state, set_random_states, unplain)
+from .state import (loader_states, model_state, object_states, random_states, set_model_state,
+                                            set_random_states, unused_states)
+from .values import plain, unplain
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(OneFitCallback):
@@ -48,7 +49,8 @@ class ResumableRun(OneFitCallback):
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.is_complete = saved is not None and saved['status'] != 'running'
         self._rows:list = []
-        self._objects:dict[str, ObjectState] = {}
+        self._objects:Any = None
+        self._loaders:Any = None
         self._warned:set[str] = set()
         self._epoch_start:dict|None = None
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
@@ -97,17 +99,19 @@ def _terminate(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
-def _object_states(self:ResumableRun):
-    "Return the state of each object around the training; warn once of what cannot be saved."
-    states = {}
-    for name, obj in self._objects.items():
-        states[name], lost = obj.save()
-        new = sorted(set(lost) - self._warned)
-        self._warned.update(new)
-        if new:
-            warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
-                 f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
-    return states
+def _look_around(self:ResumableRun, callbacks):
+    "Look at all that this fit may change, as it is at the beginning."
+    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+
+# %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
+@patch
+def _warn_of_lost(self:ResumableRun):
+    "Warn once of what cannot be saved."
+    new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
+    self._warned.update(new)
+    if new:
+        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
+             f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -132,12 +136,13 @@ def _cut_logs(self:ResumableRun):
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(learn), random_epoch=self._epoch_start if n_done else None,
-                            carried=self._object_states()))
+    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._epoch_start if n_done else None,
+                            carried=self._objects.save()))
+    self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
                  train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
-                 **model_state(learn))
+                 **model_state(learn, self._objects.known))
     try:
         write_file(self.file, state)
         self._place = epoch, n_done
@@ -145,6 +150,17 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
              'Training continues; the last file that was saved is kept')
+
+# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
+@patch
+def before_fit(self:ResumableRun):
+    "Write the first file, or resume between two epochs."
+    self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
+    self._show_saved_rows()
+    if self.saved['done'] == 0:
+        self._restore()
+        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
@@ -205,21 +221,22 @@ def _saved_here(self:ResumableRun):
 # %% ../../nbs/rooms/resume.run.ipynb #cb59f157
 @patch
 def _restore_place(self:ResumableRun):
-    "Restore the position in the cycle, and the random states."
+    "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-    set_random_states(learn, self._saved_here['random'])
+    return set_random_states(self._loaders, self._saved_here['random'])
 
 # %% ../../nbs/rooms/resume.run.ipynb #7fbc6d65
 @patch
 def _restore(self:ResumableRun):
     "Restore the training; warn of state that no object here uses."
     states = self._saved_here['carried']
-    for name in self._objects.keys() & states.keys(): self._objects[name].restore(states[name])
-    unused = [name for name, state in states.items() if name not in self._objects and any(state.values())]
+    problems = self._objects.restore(states)
+    unused = unused_states(self._objects.objects, states)
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
-    set_model_state(self.learn, self.saved)
-    self._restore_place()
+    set_model_state(self.learn, self.saved, self._objects.known)
+    problems += self._restore_place()
+    if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
@@ -230,17 +247,6 @@ def _show_saved_rows(self:ResumableRun):
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
 
-# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
-@patch
-def before_fit(self:ResumableRun):
-    "Write the first file, or resume between two epochs."
-    self._objects = object_states(self.learn, [cb for cb in self.learn.cbs if cb is not self])
-    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-    self._show_saved_rows()
-    if self.saved['done'] == 0:
-        self._restore()
-        self.saved = None
-
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
 def before_train(self:ResumableRun):
@@ -248,7 +254,7 @@ def before_train(self:ResumableRun):
     if self.saved is not None:
         self._restore()
         self._epoch_start = self._saved_here['random_epoch']
-    else: self._epoch_start = random_states(self.learn)
+    else: self._epoch_start = random_states(self._loaders)
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -259,22 +265,22 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    set_random_states(learn, states['random_epoch'])
+    set_random_states(self._loaders, states['random_epoch'])
     batches = enumerate(learn.dl)
     for _ in range(n_done): next(batches, None)
-    set_random_states(learn, states['random'])
+    set_random_states(self._loaders, states['random'])
     for i, batch in batches: learn.one_batch(i, batch)
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch
 def finish(self:ResumableRun):
     "Load a complete cycle into the `Learner`, which has an optimizer, without training."
-    learn, states = self.learn, self._saved_here['carried']
+    learn = self.learn
     recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
-    set_model_state(learn, self.saved)
+    self._look_around(recorders)
+    set_model_state(learn, self.saved, self._objects.known)
     self._restore_place()
-    for name, obj in object_states(learn, recorders).items():
-        if name in states: obj.restore(states[name])
+    self._objects.restore(self._saved_here['carried'])
     for recorder in recorders:
         recorder.plan = self.plan
         if recorder.values: learn.final_record = recorder.values[-1]
