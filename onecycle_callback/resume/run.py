@@ -26,8 +26,8 @@ from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (ObjectStates, loader_states, model_state, object_states, random_states, set_model_state,
-                    set_random_states, unused_states)
+from .state import (loader_states, model_state, object_states, random_states, set_model_state,
+                                            set_random_states, unused_states)
 from .values import plain, unplain
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
@@ -99,6 +99,12 @@ def _terminate(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
+def _look_around(self:ResumableRun, callbacks):
+    "Look at all that this fit may change, as it is at the beginning."
+    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+
+# %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
+@patch
 def _warn_of_lost(self:ResumableRun):
     "Warn once of what cannot be saved."
     new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
@@ -144,6 +150,17 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
              'Training continues; the last file that was saved is kept')
+
+# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
+@patch
+def before_fit(self:ResumableRun):
+    "Write the first file, or resume between two epochs."
+    self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
+    self._show_saved_rows()
+    if self.saved['done'] == 0:
+        self._restore()
+        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
@@ -229,22 +246,6 @@ def _show_saved_rows(self:ResumableRun):
     self._rows = unplain(self.saved['rows'])
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
-
-# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
-@patch
-def _look_around(self:ResumableRun, callbacks):
-    "Look at all that this fit may change, as it is at the beginning."
-    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
-
-@patch
-def before_fit(self:ResumableRun):
-    "Write the first file, or resume between two epochs."
-    self._look_around([cb for cb in self.learn.cbs if cb is not self])
-    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-    self._show_saved_rows()
-    if self.saved['done'] == 0:
-        self._restore()
-        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
