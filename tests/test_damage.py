@@ -1,6 +1,9 @@
 """A checkpoint that was damaged is refused; what a file asks for is made only if it is on the list."""
 import os
+import shutil
+import subprocess
 import warnings
+from io import BytesIO
 from random import Random
 
 import numpy as np
@@ -12,7 +15,7 @@ from helpers import frozen_state
 from interrupted import N_BATCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_file, read_state, write_file
-from onecycle_callback.resume.values import KIND
+from onecycle_callback.resume.graph import _method, _named
 
 KEEP = CycleCheckpoint('run1', every=7)
 
@@ -79,29 +82,36 @@ def test_a_later_format(content, tmp_path):
     write_file(path, read_state(content, path) | dict(format='a cycle of onecycle_callback, 9'))
     with pytest.raises(ValueError, match='another version of onecycle_callback'): learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
 
-WANTED = {'a class of Python': {KIND: 'new', 'of': 'subprocess.Popen', 'args': []},
-          'a function': {KIND: 'call', 'of': 'os.mkdir', 'args': ['it_ran']},
-          'a function by name': {KIND: 'function', 'of': 'posix.mkdir'},
-          'a method': {KIND: 'method', 'of': {KIND: 'name', 'of': 'learn'}, 'name': '__nothing__'},
-          'a class that is called': {KIND: 'call', 'of': 'fastai.learner.Recorder', 'args': []},
-          'a class behind a module': {KIND: 'new', 'of': 'fastai.learner.torch.nn.Linear', 'args': []},
-          'another name': {KIND: 'name', 'of': 'subprocess'},
-          'an unknown kind': {KIND: 'evil', 'of': 1},
-          'a generator of another kind': {KIND: 'generator', 'of': 'os', 'state': 1}}
+class Asks:
+    "An object that is read by calling `function`."
+    def __init__(self, function, *args): self.how = function, args
+    def __reduce__(self): return self.how
 
-@pytest.mark.parametrize('wanted', WANTED.values(), ids=WANTED)
-def test_what_a_file_may_not_ask_for(content, tmp_path, monkeypatch, wanted):
+WANTED = {'a class of Python': (Asks(subprocess.Popen, ['touch', 'it_ran']), 'Popen'),
+          'a function': (Asks(shutil.copy, '/dev/null', 'it_ran'), 'shutil.copy'),
+          'a function of torch': (Asks(torch.save, 1, 'it_ran'), 'torch.serialization.save'),
+          'a method': (Asks(_method, Asks(_named, 'learn'), '__nothing__'), ''),
+          'another name': (Asks(_named, 'subprocess'), 'subprocess')}
+
+@pytest.mark.parametrize('wanted, name', WANTED.values(), ids=WANTED)
+def test_what_a_file_may_not_ask_for(content, tmp_path, monkeypatch, wanted, name):
     "It is named before training, and the live value stays."
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'models/run1.cycle'
     state = read_state(content, path)
-    layer = state['processes'][0]['carried']['model.4']
-    layer['attributes']['calls'] = wanted
+    torch.save({'model.4': dict(attributes=dict(calls=wanted))}, evil := BytesIO())
+    state['processes'][0]['carried'] = torch.frombuffer(evil.getbuffer(), dtype=torch.uint8)
     path.parent.mkdir()
     write_file(path, state)
-    with pytest.warns(UserWarning, match=r"Checkpoint 'run1' cannot restore model\.4\.calls.*the cycle resumes with what is there now"):
+    with pytest.warns(UserWarning, match=rf"cannot restore model\.4\.calls.*{name}.*the cycle resumes with what is there now"):
         learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
     assert not os.path.exists('it_ran')
+
+def test_what_runs_a_command_is_refused(tmp_path):
+    "torch blocks the modules that could."
+    path = tmp_path / 'run1.cycle'
+    torch.save(dict(evil=Asks(os.system, 'touch it_ran')), path)
+    with pytest.raises(ValueError, match='Move it away'): read_state(path.read_bytes(), path)
 
 class Unstorable(Callback):
     "Hold values that no file can hold, and one that it can."
@@ -148,7 +158,7 @@ def test_a_large_constant_that_differs_is_named(tmp_path):
     with pytest.raises(RuntimeError, match='interrupted'):
         learner(tmp_path).fit_one_cycle(4, .05, cbs=[Teacher(1), Interrupt(30)], checkpoint=KEEP)
     assert (tmp_path / 'models/run1.cycle').stat().st_size < 200_000
-    with pytest.warns(UserWarning, match=r"cannot restore Teacher\.weights \(a constant that has other values now\)"):
+    with pytest.warns(UserWarning, match=r"cannot restore Teacher\.weights \(a constant torch.float32 \(50000,\) \w+, which isn't here\)"):
         learner(tmp_path).fit_one_cycle(4, .05, cbs=Teacher(2), checkpoint=KEEP)
 
 @pytest.mark.parametrize('write', [lambda t: t.add_(1), lambda t: t.data.add_(1), lambda t: t.numpy().__iadd__(1)], ids=['torch', '.data', 'NumPy'])

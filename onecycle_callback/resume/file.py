@@ -22,6 +22,7 @@ from uuid import uuid4
 import torch
 
 from .earlier import from_format_1
+from .graph import Graph
 
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
@@ -78,7 +79,7 @@ def _without_torch_checksums():
 # %% ../../nbs/rooms/resume.file.ipynb #3afcc526
 def write_file(
     path:Path, # The file to replace; its folder is made if it doesn't exist
-    state # Tensors and plain values
+    state # Tensors and values that `Graph` can write
 ):
     "Replace the file at `path` with one that holds `state`, or leave it unchanged and raise what went wrong."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def write_file(
     try:
         with open(part, 'xb') as f:
             checksummed = _Checksummed(f)
-            with _without_torch_checksums(): torch.save(state, checksummed)
+            with _without_torch_checksums(): Graph().dump(state, checksummed)
             f.write(_end_of(checksummed.crc))
             f.flush()
             os.fsync(f.fileno())
@@ -111,21 +112,14 @@ def date_of(
     "Return when the file at `path` was written, in local time."
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
-# %% ../../nbs/rooms/resume.file.ipynb #2a050352
-FILE_FORMAT, _FORMAT_1 = ('a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1')     # under 'format' in a file
+# %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
+FILE_FORMAT, _FORMAT_1 = 'a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1'     # under 'format' in a file
+_UNREADABLE = 'damaged or was made by something else'
 
 def _refused(path, why):
     "Return the error that refuses the file at `path`."
     return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
 
-def _why_unreadable(content, error):
-    "Return a few words on why `torch.load` raised `error` for `content`."
-    if not content: return 'it is empty'
-    if 'unsupported global' in str(error).lower():
-        return 'it holds more than tensors and plain values, and none of its code was run'
-    return 'it is damaged or was made by something else'
-
-# %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
 def read_state(
     content:bytes, # Content of a file that `write_file` wrote
     path:Path # Where the file is, for messages
@@ -133,8 +127,12 @@ def read_state(
     "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
     has_checksum = _MARK in content[-len(_end_of(0)):]
     if has_checksum and not _is_whole(content): raise _refused(path, 'cannot be read, because it is damaged')
-    try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
-    except Exception as e: raise _refused(path, f'cannot be read, because {_why_unreadable(content, e)}') from e
+    file, graph = BytesIO(content), Graph()
+    try:
+        unknown = graph.unknown(file)
+        state = None if unknown else graph.load(file, map_location='cpu')
+    except Exception as e: raise _refused(path, f'cannot be read, because it is {_UNREADABLE if content else "empty"}') from e
+    if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does, and none of its code was run')
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and has_checksum: return state
     if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')

@@ -27,8 +27,7 @@ from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
 from .state import (loader_states, model_state, object_states, random_states, set_model_state,
-                                            set_random_states, unused_states)
-from .values import plain, unplain
+                                            set_random_states)
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(OneFitCallback):
@@ -110,8 +109,8 @@ def _warn_of_lost(self:ResumableRun):
     new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
     self._warned.update(new)
     if new:
-        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
-             f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
+             f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -141,8 +140,8 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
-                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
-                 **model_state(learn, self._objects.known))
+                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=self._rows, processes=processes,
+                 **model_state(learn))
     try:
         write_file(self.file, state)
         self._place = epoch, n_done
@@ -230,11 +229,9 @@ def _restore_place(self:ResumableRun):
 @patch
 def _restore(self:ResumableRun):
     "Restore the training; warn of state that no object here uses."
-    states = self._saved_here['carried']
-    problems = self._objects.restore(states)
-    unused = unused_states(self._objects.objects, states)
+    problems, unused = self._objects.restore(self._saved_here['carried'])
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
-    set_model_state(self.learn, self.saved, self._objects.known)
+    set_model_state(self.learn, self.saved)
     problems += self._restore_place()
     if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
 
@@ -243,7 +240,7 @@ def _restore(self:ResumableRun):
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
     self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
-    self._rows = unplain(self.saved['rows'])
+    self._rows = self.saved['rows']
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
 
@@ -278,7 +275,7 @@ def finish(self:ResumableRun):
     learn = self.learn
     recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
     self._look_around(recorders)
-    set_model_state(learn, self.saved, self._objects.known)
+    set_model_state(learn, self.saved)
     self._restore_place()
     self._objects.restore(self._saved_here['carried'])
     for recorder in recorders:
