@@ -198,6 +198,7 @@ class Odds(Callback):
         if not self.training: return
         n = self.train_iter
         rng, gen, npg, legacy = self.generators
+        self.floats = [n / 7 + i for i in range(12)]
         self.drawn = [rng.random(), torch.rand(1, generator=gen), npg.random(), legacy.rand()]
         self.last.append(n)
         self.alias.append(n)

@@ -50,8 +50,9 @@ def _is_setting(encoded):
     values, seen = [encoded], set()
     while values:
         value = values.pop()
-        if isinstance(value, torch.Tensor) or type(value) is dict and value.get(KIND) in ('constant', 'generator'): return False
-        if type(value) not in (list, tuple, dict) or id(value) in seen: continue
+        kind = value.get(KIND) if type(value) is dict else None
+        if isinstance(value, torch.Tensor) or kind in ('constant', 'generator'): return False
+        if type(value) not in (list, tuple, dict) or kind == 'floats' or id(value) in seen: continue
         seen.add(id(value))
         inner = list(value.values()) if isinstance(value, dict) else value
         if not is_flat(inner): values.extend(inner)

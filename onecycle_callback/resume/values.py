@@ -257,6 +257,8 @@ def _list(self:Encoder, values):
         packed = None if id(values[0]) in self.names else self._pack(values)
         if packed is not None:
             return self._remember(values, {KIND: 'scalars', 'of': packed, 'class': full_name(type(values[0]))})
+    if len(values) > 8 and set(map(type, values)) == {float}:
+        return self._remember(values, {KIND: 'floats', 'of': torch.tensor(values, dtype=torch.float64)})
     encoded = self._remember(values, [])
     encoded += values if is_flat(values) else map(self, values)
     return encoded
@@ -507,6 +509,13 @@ def _make_array(self:Decoder, value, old):
 def _make_number(self:Decoder, value, old):
     "Return a number of NumPy."
     return value['of'].numpy().view(np.lib.format.descr_to_dtype(self(value['dtype']))).reshape(())[()]
+
+@patch
+def _make_floats(self:Decoder, value, old):
+    "Return a list of floats."
+    target = self._remember(value, old if self._take(old, list) else [])
+    target[:] = value['of'].tolist()
+    return target
 
 @patch
 def _make_scalars(self:Decoder, value, old):
