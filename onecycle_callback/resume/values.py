@@ -414,7 +414,7 @@ def _fill_dict(self:Decoder, target, values):
     target.update(filled)
     return target
 
-# %% ../../nbs/rooms/resume.values.ipynb #2118bef3
+# %% ../../nbs/rooms/resume.values.ipynb #f456e190
 @patch
 def _make_kept(self:Decoder, value, old):
     "Keep the live value."
@@ -442,6 +442,7 @@ def _make_torch(self:Decoder, value, old):
     if isinstance(constant, (torch.dtype, torch.layout, torch.memory_format)): return constant
     raise CannotRestore(value['of'])
 
+# %% ../../nbs/rooms/resume.values.ipynb #14a503ec
 @patch
 def _make_name(self:Decoder, value, old):
     "Return the object of this name."
@@ -479,6 +480,7 @@ def _make_constant(self:Decoder, value, old):
         return self._remember(value, live.clone() if isinstance(live, torch.Tensor) else live.copy())
     raise CannotRestore('a constant that has other values now')
 
+# %% ../../nbs/rooms/resume.values.ipynb #d6880ff9
 @patch
 def _make_tensor(self:Decoder, value, old):
     "Return a tensor of a class of its own, or with a gradient."
@@ -525,6 +527,7 @@ def _make_scalars(self:Decoder, value, old):
     target[:] = [t.as_subclass(cls) for t in value['of'].unbind()] if issubclass(cls, torch.Tensor) else value['of'].unbind()
     return target
 
+# %% ../../nbs/rooms/resume.values.ipynb #3b5a0c84
 @patch
 def _make_generator(self:Decoder, value, old):
     "Return a random generator."
@@ -554,7 +557,7 @@ def _make_state_dict(self:Decoder, value, old):
     old.load_state_dict(Decoder(self.names, self.known)(value['of']))     # it may copy what it gets
     return self._remember(value, old)
 
-# %% ../../nbs/rooms/resume.values.ipynb #f456e190
+# %% ../../nbs/rooms/resume.values.ipynb #974ea857
 @patch
 def _fill_pairs(self:Decoder, target, pairs):
     "Make a dictionary hold `pairs`."
@@ -610,6 +613,7 @@ def _set_state(self:Decoder, obj, state):
     for part in state if isinstance(state, tuple) else [state]:
         for name, value in (part or {}).items(): object.__setattr__(obj, name, value)
 
+# %% ../../nbs/rooms/resume.values.ipynb #1c7620e8
 def plain(
     value # Numbers, text, tensors, arrays, and lists, tuples, dictionaries, … of them
 ): # The same as tensors and plain values only
