@@ -15,7 +15,7 @@ from fastai.basics import Callback, DataLoader, DataLoaders, Learner, SGD, set_s
 from fastcore.script import call_parse
 from torch import nn
 
-from onecycle_callback import CycleCheckpoint
+import onecycle_callback  # noqa: F401
 
 SITUATIONS = {'1,000 recorded batches': dict(n_recorded=1_000), '10,000 recorded batches': dict(n_recorded=10_000),
               '100,000 recorded batches': dict(n_recorded=100_000), '300 MB of weights': dict(megabytes=300),

@@ -86,7 +86,7 @@ def write_file(
     try:
         with open(part, 'xb') as f:
             checksummed = _Checksummed(f)
-            with _without_torch_checksums(): torch.save(state, checksummed)
+            with _without_torch_checksums(): torch.save(state, checksummed)     # type: ignore[arg-type]
             f.write(_end_of(checksummed.crc))
             f.flush()
             os.fsync(f.fileno())

@@ -20,7 +20,7 @@ from fastai.callback.core import TrainEvalCallback
 from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders, Pipeline, Transform
-from fastai.learner import CastToTensor, Learner, Recorder
+from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -91,6 +91,7 @@ class ObjectStates:
         self.known, self.lost = Known(_KEPT), set[str]()
         self._packed:dict = {}
         self._pickles:dict = {}
+        self._initial:dict[str, dict] = {}
         self._again = {label for label, obj in objects.items() if _seen.get(id(obj)) is obj}
         for obj in objects.values(): self._note(obj)
         self._begin()
@@ -118,7 +119,7 @@ class ObjectStates:
 def _begin(self:ObjectStates):
     "Look at all objects as they are at the beginning."
     encoder = Encoder(self.names(), self.known, learning=True, copy=True)
-    self._initial:dict[str, dict] = {}
+    self._initial = {}
     for label, obj in self.objects.items():
         initial = self._initial[label] = {}
         for name, value in ({} if self._saves_itself(obj) else self._attributes(label)).items():
@@ -175,7 +176,7 @@ def _restore_object(self:ObjectStates, decoder, label, state):
     "Restore one object; return what could not be restored, and why."
     obj, current, problems = self.objects[label], self._attributes(label), []
     for name, value in self._to_restore(label, state).items():
-        try: new = decoder(value, current.get(name))
+        try: new = decoder.decode(value, current.get(name))
         except Exception as e:
             problems.append(f'{label}.{name}' + (f' ({e})' if isinstance(e, CannotRestore) else ''))
             continue
@@ -199,7 +200,7 @@ def restore(self:ObjectStates,
     decoder, problems = Decoder(self.names(), self.known), []
     for label, obj in self.objects.items():
         state = states.get(label) or {}
-        if 'whole' in state: obj.load_state_dict(Decoder(decoder.names, self.known)(state['whole']))     # it may copy what it gets
+        if 'whole' in state: obj.load_state_dict(Decoder(decoder.names, self.known).decode(state['whole']))     # it may copy what it gets
         elif state: problems += self._restore_object(decoder, label, state)
     return problems
 
@@ -288,14 +289,14 @@ def random_states(
     "Return the states of all random generators that training draws from, in this process, and of the data loaders."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     own = dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(), cuda=cuda)
-    return Encoder()(own) | dict(loaders=loaders.save())
+    return Encoder().encode(own) | dict(loaders=loaders.save())
 
 def set_random_states(
     loaders:ObjectStates, # The data loaders
     states:dict # What `random_states` returned
 ) -> list: # Of text
     "Restore all random generators and the data loaders; return the names of what could not be restored."
-    own = Decoder()({name: state for name, state in states.items() if name != 'loaders'})
+    own = Decoder().decode({name: state for name, state in states.items() if name != 'loaders'})
     set_loader_generators(loaders.objects.values(), own.get('generators', []))
     random.setstate(own['python'])
     np.random.set_state(own['numpy'])
@@ -337,7 +338,7 @@ def model_state(
 ) -> dict: # Plain values
     "Return the weights, the gradients and the optimizer's state."
     parameters = _parameters(learn)
-    return Encoder(known=known, copy=copy)(dict(
+    return Encoder(known=known, copy=copy).encode(dict(
         **_model_parts(learn), trained=[p.requires_grad for p in parameters], grads=[_gradient_to_save(p) for p in parameters]))
 
 # %% ../../nbs/rooms/resume.state.ipynb #456de752
@@ -365,7 +366,7 @@ def set_model_state(
 ):
     "Restore the weights, the gradients and the optimizer's state."
     model, scaler, others = get_model(learn.model), getattr(learn, 'scaler', None), _other_parameters(learn)
-    state = Decoder(known=known)({name: state.get(name, []) for name in ('weights', 'others', 'opt', 'scaler', 'trained', 'grads')})
+    state = Decoder(known=known).decode({name: state.get(name, []) for name in ('weights', 'others', 'opt', 'scaler', 'trained', 'grads')})
     model.load_state_dict(state['weights'], strict=not any(map(is_lazy, model.parameters())))
     for p, value in zip(others, state['others']): p.data.copy_(value)
     for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']): _restore_parameter(p, trained, grad)
