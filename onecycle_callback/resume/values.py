@@ -50,11 +50,13 @@ def full_name(obj):
 
 # %% ../../nbs/rooms/resume.values.ipynb #2a64862e
 _VALUES = {full_name(t): t for t in (
-    set, frozenset, bytearray, complex, range, slice, deque, defaultdict, OrderedDict, Counter, partial, SimpleNamespace, datetime.datetime,
-    datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID, torch.Size, torch.device)}
+    set, frozenset, bytearray, complex, range, slice, deque, defaultdict, OrderedDict, Counter, partial,
+    SimpleNamespace, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID,
+    torch.Size, torch.device)}
 
 # %% ../../nbs/rooms/resume.values.ipynb #d15b55c6
-KEPT = [ModuleType, io.IOBase, weakref.ref, logging.Logger, torch.autocast, type(lru_cache(len)), type(Lock()), type(RLock())]
+KEPT = (ModuleType, io.IOBase, weakref.ref, logging.Logger, torch.autocast, type(lru_cache(len)), type(Lock()),
+        type(RLock()))
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, np.ufunc, type)
 _FLAT = {type(None), bool, float, str, bytes}
@@ -137,13 +139,16 @@ class Known:
     def find_class(self, name):
         "Return the class of this name, `None` if it isn't known."
         if name in self.classes or name in _VALUES: return self.classes.get(name) or _VALUES[name]
-        modules = {cls.__module__ for cls in self.classes.values()}
-        ours = [m for m in modules if m in sys.modules and m.partition('.')[0] not in sys.stdlib_module_names or m == '__main__']
-        found = [c for m in ours if name.startswith(m + '.') and isinstance(c := vars(sys.modules[m]).get(name[len(m) + 1:]), type)]
-        if found and full_name(found[0]) == name: return found[0]
         module, _, short = name.rpartition('.')
-        layer = getattr(sys.modules.get(module), short, None) if module.startswith(('torch.nn.', 'torch.optim.swa_utils')) else None
-        return layer if isinstance(layer, type) and issubclass(layer, nn.Module) else None
+        found = vars(sys.modules[module]).get(short) if module in sys.modules else None
+        if not isinstance(found, type) or full_name(found) != name: return None
+        is_layer = issubclass(found, nn.Module) and module.startswith(('torch.nn.', 'torch.optim.swa_utils'))
+        return found if is_layer or module in self._modules() else None
+
+    def _modules(self):
+        "Return the modules, none of Python's own, from which the training uses a class."
+        modules = {cls.__module__ for cls in self.classes.values()}
+        return {m for m in modules if m == '__main__' or m.partition('.')[0] not in sys.stdlib_module_names}
 
 # %% ../../nbs/rooms/resume.values.ipynb #deae9588
 def _has_storage(t):
@@ -228,9 +233,10 @@ def _array(self:Encoder, value):
     array = np.asarray(value)
     if array is value and (constant := self._constant(value)) is not None: return self._remember(value, constant)
     content = _array_bytes(array)
+    dtype = self.encode(np.lib.format.dtype_to_descr(array.dtype))
     return self._remember(value, {
         KIND: 'number' if isinstance(value, np.generic) else 'array', 'of': content.clone() if self.copy else content,
-        'dtype': self.encode(np.lib.format.dtype_to_descr(array.dtype)), 'shape': array.shape, 'order': 'F' if array.flags.fnc else 'C'})
+        'dtype': dtype, 'shape': array.shape, 'order': 'F' if array.flags.fnc else 'C'})
 
 # %% ../../nbs/rooms/resume.values.ipynb #0a78cdc9
 def is_flat(values):
@@ -244,7 +250,8 @@ def _pack(self:Encoder, values):
     seen, tensor = self.packed.get(id(values), ((), None))
     if len(seen) > len(values) or not all(map(is_, seen, values)): seen, tensor = (), None
     first, new = values[0], values[len(seen):]
-    if not all(type(t) is type(first) and t.ndim == 0 and t.dtype is first.dtype and t.device == first.device for t in new): return None
+    def fits(t): return type(t) is type(first) and t.ndim == 0 and t.dtype is first.dtype and t.device == first.device
+    if not all(map(fits, new)): return None
     if new:
         more = bare_tensor(torch.stack([t.detach() for t in new]))
         tensor = more if tensor is None else torch.cat([tensor, more])
@@ -343,9 +350,11 @@ def _other(self:Encoder, value):
     if isinstance(value, PurePath): return {KIND: 'path', 'of': str(value)}
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)): return {KIND: 'torch', 'of': str(value)}
     if isinstance(value, np.dtype): return {KIND: 'dtype', 'of': self.encode(np.lib.format.dtype_to_descr(value))}
-    if isinstance(value, Enum): return {KIND: 'enum', 'of': self._known_name(type(value)), 'value': self.encode(value.value)}
+    if isinstance(value, Enum):
+        return {KIND: 'enum', 'of': self._known_name(type(value)), 'value': self.encode(value.value)}
     for name, (kind, _, get_state, _) in _GENERATORS.items():
-        if type(value) is kind: return self._remember(value, {KIND: 'generator', 'of': name, 'state': self.encode(get_state(value))})
+        if type(value) is kind:
+            return self._remember(value, {KIND: 'generator', 'of': name, 'state': self.encode(get_state(value))})
     return self._object(value)
 
 # %% ../../nbs/rooms/resume.values.ipynb #8a1505f8
@@ -402,7 +411,8 @@ def _copied(self:Decoder, old, new):
 @patch
 def _fill_list(self:Decoder, target, values):
     "Make the list `target` hold `values`."
-    target[:] = values if is_flat(values) else [self.decode(v, old) for v, old in zip(values, target + [None] * len(values))]
+    olds = target + [None] * len(values)
+    target[:] = values if is_flat(values) else [self.decode(v, old) for v, old in zip(values, olds)]
     return target
 
 def _is_kept(value): return type(value) is dict and value.get(KIND) == 'kept'
@@ -485,16 +495,22 @@ def _make_constant(self:Decoder, value, old):
 @patch
 def _make_tensor(self:Decoder, value, old):
     "Return a tensor of a class of its own, or with a gradient."
-    new = value['of']
-    if value.get('device') and old is None: new = new.to(value['device']) if _is_available(value['device']) else new
-    cls = nn.Parameter if value.get('parameter') else self.known.find_class(value.get('class', '')) or torch.Tensor
+    new, device = value['of'], value.get('device')
+    if device and old is None and _is_available(device): new = new.to(device)
+    cls = nn.Parameter if value.get('parameter') else self._tensor_class(value.get('class', ''))
     result = self._fill_tensor(old if type(old) is cls else None, new)
-    if result is not old:
-        result = nn.Parameter(result, False) if cls is nn.Parameter else result.as_subclass(cls) if issubclass(cls, torch.Tensor) else result
+    if result is not old: result = nn.Parameter(result, False) if cls is nn.Parameter else result.as_subclass(cls)
     if result.is_leaf: result.requires_grad_(value.get('requires_grad', False))
     return self._remember(value, result)
 
+@patch
+def _tensor_class(self:Decoder, name):
+    "Return the class of tensors of this name, `Tensor` if it isn't known."
+    cls = self.known.find_class(name)
+    return cls if cls is not None and issubclass(cls, torch.Tensor) else torch.Tensor
+
 def _is_available(device):
+    "Return whether this machine has the `device`."
     try: return bool(torch.empty(0, device=device).numel() == 0)
     except Exception: return False
 
@@ -503,7 +519,8 @@ def _make_array(self:Decoder, value, old):
     "Return an array of NumPy."
     dtype = np.lib.format.descr_to_dtype(self.decode(value['dtype']))
     new = value['of'].numpy().view(dtype).reshape(value['shape'], order=value['order'])
-    if type(old) is np.ndarray and (old.shape, old.dtype) == (new.shape, dtype) and old.flags.writeable and self._take(old, np.ndarray):
+    fits = type(old) is np.ndarray and (old.shape, old.dtype) == (new.shape, dtype) and old.flags.writeable
+    if fits and self._take(old, np.ndarray):
         old[...] = new
         return self._remember(value, old)
     return self._remember(value, new.copy('K'))
@@ -524,8 +541,8 @@ def _make_floats(self:Decoder, value, old):
 def _make_scalars(self:Decoder, value, old):
     "Return a list of tensors of one number each."
     target = self._remember(value, old if self._take(old, list) else [])
-    cls = self.known.find_class(value['class']) or torch.Tensor
-    target[:] = [t.as_subclass(cls) for t in value['of'].unbind()] if issubclass(cls, torch.Tensor) else value['of'].unbind()
+    cls = self._tensor_class(value['class'])
+    target[:] = [t.as_subclass(cls) for t in value['of'].unbind()]
     return target
 
 # %% ../../nbs/rooms/resume.values.ipynb #3b5a0c84
@@ -598,10 +615,7 @@ def _make_object(self:Decoder, value, old):
     if 'pairs' in value: self._fill_pairs(result, value['pairs'])
     return result
 
-@patch
-def _make_new(self:Decoder, value, old): return self._make_object(value, old)
-@patch
-def _make_call(self:Decoder, value, old): return self._make_object(value, old)
+Decoder._make_new = Decoder._make_call = Decoder._make_object
 
 def _state_of(value):
     "Return the state that pickle would store of `value`."
