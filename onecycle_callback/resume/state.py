@@ -6,7 +6,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.state.h
 
 # %% auto #0
 __all__ = ['ObjectStates', 'unused_states', 'object_states', 'loader_states', 'random_states', 'set_random_states',
-           'warn_of_persistent_workers', 'model_state', 'set_model_state']
+           'set_global_random_states', 'warn_of_persistent_workers', 'model_state', 'set_model_state']
 
 # %% ../../nbs/rooms/resume.state.ipynb #048a7cb8
 import pickle
@@ -85,9 +85,10 @@ class ObjectStates:
     def __init__(self,
         objects:dict, # The objects, by the names that warnings use
         names=dict, # Returns the objects that stand in every such training, by name
-        skip=None # The attributes to leave out, by the name of the object
+        skip=None, # The attributes to leave out, by the name of the object
+        by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
-        self.objects, self.names, self.skip = objects, names, skip or {}
+        self.objects, self.names, self.skip, self.by_attributes = objects, names, skip or {}, by_attributes
         self.known, self.lost = Known(_KEPT), set[str]()
         self._packed:dict = {}
         self._pickles:dict = {}
@@ -104,7 +105,7 @@ class ObjectStates:
 
     def _saves_itself(self, obj):
         "Return whether the `state_dict` of `obj` is all that it remembers; a layer's is part of the model's."
-        return has_state_dict(obj) and not isinstance(obj, nn.Module)
+        return has_state_dict(obj) and not isinstance(obj, nn.Module) and not self.by_attributes
 
     def _attributes(self, label):
         "Return the attributes of an object that may be state, by name."
@@ -291,9 +292,11 @@ _ITERATION = {'it', '_iterator', '_types', '_DataLoader__idxs'}      # what a lo
 def loader_states(
     learn # The `Learner`, with an optimizer
 ) -> ObjectStates:
-    "Return the states of the data loaders of `learn`, with all that they hold except the data."
+    """Return the states of the data loaders of `learn`, with all that they hold except the data.
+
+    The `state_dict` of a loader is left alone, since it tells a place within an epoch, and some begin one to tell it."""
     loaders = _loaders(learn)
-    return ObjectStates(loaders, lambda: _named_objects(learn, {}, loaders), dict.fromkeys(loaders, _ITERATION))
+    return ObjectStates(loaders, lambda: _named_objects(learn, {}, loaders), dict.fromkeys(loaders, _ITERATION), by_attributes=True)
 
 def random_states(
     loaders:ObjectStates # The data loaders
@@ -302,6 +305,7 @@ def random_states(
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     numpy = np.random.get_state(legacy=False)
     own = dict(python=random.getstate(), numpy=numpy, torch=torch.get_rng_state(), cuda=cuda)
+    if torch.backends.mps.is_available(): own['mps'] = torch.mps.get_rng_state()
     return Encoder().encode(own) | dict(loaders=loaders.save())
 
 def set_random_states(
@@ -309,13 +313,21 @@ def set_random_states(
     states:dict # What `random_states` returned
 ) -> list: # Of text
     "Restore all random generators and the data loaders; return the names of what could not be restored."
-    own = Decoder().decode({name: state for name, state in states.items() if name != 'loaders'})
-    set_loader_generators(loaders.objects.values(), own.get('generators', []))
+    set_loader_generators(loaders.objects.values(), Decoder().decode(states.get('generators', [])))
+    set_global_random_states(states)
+    return loaders.restore(states['loaders'])
+
+def set_global_random_states(
+    states:dict # What `random_states` returned
+):
+    "Restore the random generators that belong to no data loader."
+    names = ('python', 'numpy', 'torch', 'cuda', 'mps')
+    own = Decoder().decode({name: states[name] for name in names if name in states})
     random.setstate(own['python'])
     np.random.set_state(own['numpy'])
     torch.set_rng_state(own['torch'])
     if own['cuda']: torch.cuda.set_rng_state_all(own['cuda'])
-    return loaders.restore(states['loaders'])
+    if own.get('mps') is not None: torch.mps.set_rng_state(own['mps'])
 
 # %% ../../nbs/rooms/resume.state.ipynb #0ef04ffe
 def warn_of_persistent_workers(
