@@ -86,7 +86,7 @@ def write_file(
     try:
         with open(part, 'xb') as f:
             checksummed = _Checksummed(f)
-            with _without_torch_checksums(): torch.save(state, checksummed)
+            with _without_torch_checksums(): torch.save(state, checksummed)     # type: ignore[arg-type]
             f.write(_end_of(checksummed.crc))
             f.flush()
             os.fsync(f.fileno())
@@ -112,7 +112,8 @@ def date_of(
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
 # %% ../../nbs/rooms/resume.file.ipynb #2a050352
-FILE_FORMAT, _FORMAT_1 = ('a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1')     # under 'format' in a file
+_FORMAT = 'a cycle of onecycle_callback, '
+FILE_FORMAT = _FORMAT + '2'     # what a file says about itself under 'format'
 
 def _refused(path, why):
     "Return the error that refuses the file at `path`."
@@ -138,8 +139,8 @@ def read_state(
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and has_checksum: return state
     if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')
-    if found == _FORMAT_1: return _first_format(state, path)
-    if str(found).startswith(FILE_FORMAT[:-1]): raise _refused(path, 'was written by another version of onecycle_callback')
+    if found == _FORMAT + '1': return _first_format(state, path)
+    if str(found).startswith(_FORMAT): raise _refused(path, 'was written by another version of onecycle_callback')
     raise _refused(path, 'is not a checkpoint of a cycle')
 
 def _first_format(state, path):
