@@ -112,14 +112,15 @@ def date_of(
     "Return when the file at `path` was written, in local time."
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
-# %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
-FILE_FORMAT, _FORMAT_1 = 'a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1'     # under 'format' in a file
-_UNREADABLE = 'damaged or was made by something else'
+# %% ../../nbs/rooms/resume.file.ipynb #2a050352
+_FORMAT = 'a cycle of onecycle_callback, '
+FILE_FORMAT = _FORMAT + '2'     # what a file says about itself under 'format'
 
 def _refused(path, why):
     "Return the error that refuses the file at `path`."
     return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
 
+# %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
 def read_state(
     content:bytes, # Content of a file that `write_file` wrote
     path:Path # Where the file is, for messages
@@ -131,13 +132,15 @@ def read_state(
     try:
         unknown = graph.unknown(file)
         state = None if unknown else graph.load(file, map_location='cpu')
-    except Exception as e: raise _refused(path, f'cannot be read, because it is {_UNREADABLE if content else "empty"}') from e
+    except Exception as e:
+        what = 'damaged or was made by something else' if content else 'empty'
+        raise _refused(path, f'cannot be read, because it is {what}') from e
     if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does, and none of its code was run')
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and has_checksum: return state
     if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')
-    if found == _FORMAT_1: return _first_format(state, path)
-    if str(found).startswith(FILE_FORMAT[:-1]): raise _refused(path, 'was written by another version of onecycle_callback')
+    if found == _FORMAT + '1': return _first_format(state, path)
+    if str(found).startswith(_FORMAT): raise _refused(path, 'was written by another version of onecycle_callback')
     raise _refused(path, 'is not a checkpoint of a cycle')
 
 def _first_format(state, path):

@@ -21,13 +21,14 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 
 from ..fits import OneFitCallback
-from ..internals import cancelled_by
+from ..internals import cancelled_by, n_workers
 from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (loader_states, model_state, object_states, random_states, set_model_state,
-                                            set_random_states)
+from .state import (loader_states, model_state, object_states, random_states, set_global_random_states,
+                                            set_model_state, set_random_states)
+from .graph import Graph, Names, has_state_dict
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(OneFitCallback):
@@ -112,6 +113,16 @@ def _warn_of_lost(self:ResumableRun):
         warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
              f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
 
+# %% ../../nbs/rooms/resume.run.ipynb #b0647905
+@patch
+def _loader_place(self:ResumableRun):
+    "Return what the data loader says about its place in the epoch; `None` if it says nothing that can be stored."
+    loader = self.learn.dls.train
+    place = loader.state_dict() if has_state_dict(loader) else None
+    try: Graph().digester(Names({}))(place)
+    except Exception: return None
+    return place
+
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
 def _logs(self:ResumableRun):
@@ -136,7 +147,7 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
     processes = gather(dict(random=random_states(self._loaders), random_epoch=self._epoch_start if n_done else None,
-                            carried=self._objects.save()))
+                            carried=self._objects.save(), place=self._loader_place() if n_done else None))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
@@ -157,6 +168,9 @@ def before_fit(self:ResumableRun):
     self._look_around([cb for cb in self.learn.cbs if cb is not self])
     if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
     self._show_saved_rows()
+    if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
+        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader that tells its own '
+             'place: random draws there, such as those of an augmentation, will differ in this epoch')
     if self.saved['done'] == 0:
         self._restore()
         self.saved = None
@@ -262,11 +276,27 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    set_random_states(self._loaders, states['random_epoch'])
-    batches = enumerate(learn.dl)
-    for _ in range(n_done): next(batches, None)
-    set_random_states(self._loaders, states['random'])
-    for i, batch in batches: learn.one_batch(i, batch)
+    batches = self._batches_left(n_done, states)
+    for i, batch in enumerate(batches, n_done): learn.one_batch(i, batch)
+
+@patch
+def _batches_left(self:ResumableRun, n_done, states):
+    "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+    loader, place = self.learn.dl, states.get('place')
+    is_told = place is not None and has_state_dict(loader)
+    set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
+    if not is_told:
+        batches = iter(loader)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(self._loaders, states['random'])
+        return batches
+    generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
+    drawn = generator and generator.get_state()
+    loader.load_state_dict(place)
+    batches = iter(loader)
+    if generator: generator.set_state(drawn)
+    set_global_random_states(states['random'])
+    return batches
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch
