@@ -37,8 +37,10 @@ def from_format_1(
     state:dict # What a file of the first format holds
 ) -> dict: # What a file of the present one would hold
     "Return the state of a cycle in the present format."
-    processes = [dict(random=_unplain(p['random']), random_epoch=_unplain(p['random_epoch']),
-                      carried={name: _rewrite_object(s) for name, s in p['carried'].items()}) for p in state['processes']]
+    def rewrite_process(p):
+        carried = {name: _rewrite_object(state) for name, state in p['carried'].items()}
+        return dict(random=_unplain(p['random']), random_epoch=_unplain(p['random_epoch']), carried=carried)
+    processes = [rewrite_process(p) for p in state['processes']]
     model = {name: _unplain(state[name]) for name in ('weights', 'opt', 'scaler', 'grads', 'rows')}
     return state | model | dict(processes=processes, others=[])
 

@@ -26,7 +26,7 @@ from .graph import Graph
 
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
-    "Flush the names in `folder` to the disk, if its file system can: only then does a renamed file survive a power cut."
+    "Flush the names in `folder` to the disk, if that is possible: a renamed file then survives a power cut."
     if os.name == 'nt': return     # Windows has no such call
     with suppress(OSError):        # some network file systems refuse it
         descriptor = os.open(folder, os.O_RDONLY)
@@ -135,7 +135,7 @@ def read_state(
     except Exception as e:
         what = 'damaged or was made by something else' if content else 'empty'
         raise _refused(path, f'cannot be read, because it is {what}') from e
-    if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does, and none of its code was run')
+    if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does. None of its code was run')
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and has_checksum: return state
     if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')

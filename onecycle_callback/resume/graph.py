@@ -54,7 +54,8 @@ def _named(name): return _standing[name] if name in _standing else _missing(name
 
 def _method(owner, name):
     "Return a method of `owner`."
-    return getattr(owner, name) if isinstance(getattr(type(owner), name, None), FunctionType) else Missing()
+    is_method = isinstance(getattr(type(owner), name, None), FunctionType)
+    return getattr(owner, name) if is_method else Missing()
 
 def _loaded(name, state_dict):
     "Return the object of this name, which has loaded its state."
@@ -72,7 +73,8 @@ def _filled(name, t):
 
 def _view(name, size, stride, offset):
     "Return a tensor that shares the memory of the one of this name."
-    return _standing[name].detach().as_strided(size, stride, offset) if name in _standing else _missing(name)
+    if name not in _standing: return _missing(name)
+    return _standing[name].detach().as_strided(size, stride, offset)
 
 def _as_class(cls, t): return t.as_subclass(cls) if issubclass(cls, torch.Tensor) else Missing()
 
@@ -95,7 +97,8 @@ _GENERATORS = torch.Generator, np.random.Generator, np.random.RandomState
 def _generator_state(generator):
     "Return the state of a random generator of torch or NumPy."
     if isinstance(generator, torch.Generator): return generator.get_state()
-    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state(legacy=False)
+    if isinstance(generator, np.random.Generator): return generator.bit_generator.state
+    return generator.get_state(legacy=False)
 
 def _set_generator(name, state):
     "Return the random generator of this name in this state."
@@ -114,28 +117,31 @@ def _torch_generator(state):
 
 def _numpy_generator(kind, state):
     "Return a generator of NumPy."
-    known = {make.__name__: make for make in (np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64)}
-    bits = known[state['bit_generator']]()
+    kinds = np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64
+    bits = {bits.__name__: bits for bits in kinds}[state['bit_generator']]()
     bits.state = state
     return kind(bits)
 
 # %% ../../nbs/rooms/resume.graph.ipynb #e65fd399
-_OWN = (_named, _method, _loaded, _filled, _view, _as_class, _items_of, _detached, _of_torch, _set_generator, _torch_generator,
-        _numpy_generator)
-_REBUILDERS = ('torch._utils._rebuild_', 'torch._tensor._rebuild_from_type_v2', 'torch.serialization._get_layout', '_codecs.encode',
-               'copyreg.__newobj__', *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('_reconstruct', 'scalar')))
+_OWN = (_named, _method, _loaded, _filled, _view, _as_class, _items_of, _detached, _of_torch, _set_generator,
+        _torch_generator, _numpy_generator)
+_ARRAYS = [f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('_reconstruct', 'scalar')]
+_REBUILDERS = ('torch._utils._rebuild_', 'torch._tensor._rebuild_from_type_v2', 'torch.serialization._get_layout',
+               '_codecs.encode', 'copyreg.__newobj__', *_ARRAYS)
 _VALUES = (
-    set, frozenset, bytearray, complex, range, slice, int, float, str, bool, list, dict, tuple, bytes, deque, defaultdict, OrderedDict,
-    Counter, partial, SimpleNamespace, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal,
-    Fraction, UUID, random.Random, PosixPath, WindowsPath, L, TensorBase, torch.Tensor, nn.Parameter, torch.Size, torch.device,
-    np.ndarray, np.dtype, np.random.Generator, np.random.RandomState, *(getattr(np.dtypes, name) for name in np.dtypes.__all__))
+    set, frozenset, bytearray, complex, range, slice, int, float, str, bool, list, dict, tuple, bytes, deque,
+    defaultdict, OrderedDict, Counter, partial, SimpleNamespace, datetime.datetime, datetime.date, datetime.time,
+    datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID, random.Random, PosixPath, WindowsPath, L,
+    TensorBase, torch.Tensor, nn.Parameter, torch.Size, torch.device, np.ndarray, np.dtype, np.random.Generator,
+    np.random.RandomState, *(getattr(np.dtypes, name) for name in np.dtypes.__all__))
 
 def full_name(obj):
     "Return the module and the qualified name of a class or a function."
     return f'{getattr(obj, "__module__", None)}.{getattr(obj, "__qualname__", type(obj).__qualname__)}'
 
 # %% ../../nbs/rooms/resume.graph.ipynb #03edfd83
-def _has_storage(t): return isinstance(t, torch.Tensor) and not is_lazy(t) and t.layout is torch.strided and t.numel() > 0
+def _has_storage(t):
+    return isinstance(t, torch.Tensor) and not is_lazy(t) and t.layout is torch.strided and t.numel() > 0
 
 class Names:
     "The objects that stand in every such training, such as its model, by name."
@@ -148,12 +154,14 @@ class Names:
 # %% ../../nbs/rooms/resume.graph.ipynb #933db7c4
 _LARGE = 2**16     # bytes
 
+def _is_large(value): return value.nbytes >= _LARGE and value.nbytes % 8 == 0
+
 def _bits(value):
     "Return the bits of a large tensor or array as whole numbers; `None` if it is small, or isn't in one piece."
     if isinstance(value, np.ndarray):
-        is_whole = value.nbytes >= _LARGE and value.nbytes % 8 == 0 and value.flags.c_contiguous and value.flags.writeable
-        return torch.from_numpy(value.reshape(-1).view(np.int64)) if is_whole and not value.dtype.hasobject else None
-    if value.layout is not torch.strided or value.nbytes < _LARGE or value.nbytes % 8 or not value.is_contiguous(): return None
+        is_whole = value.flags.c_contiguous and value.flags.writeable and not value.dtype.hasobject
+        return torch.from_numpy(value.reshape(-1).view(np.int64)) if is_whole and _is_large(value) else None
+    if value.layout is not torch.strided or not value.is_contiguous() or not _is_large(value): return None
     try: return value.detach().as_subclass(torch.Tensor).reshape(-1).view(torch.int64)
     except RuntimeError: return None     # it starts between two whole numbers
 
@@ -161,7 +169,8 @@ class Constant:
     "A large tensor or array as it is at the beginning."
     def __init__(self, value, bits):
         self.ref, self.mark = ref(value), self.mark_of(value, bits)
-        self.name = f'a constant {value.dtype} {tuple(value.shape)} {crc32(memoryview(bits.cpu().numpy())):08x}'
+        checksum = crc32(memoryview(bits.cpu().numpy()))
+        self.name = f'a constant {value.dtype} {tuple(value.shape)} {checksum:08x}'
 
     @staticmethod
     def mark_of(value, bits):
@@ -202,7 +211,7 @@ _REDUCE:dict[type, Callable] = {     # how these are written, since reading refu
 
 # %% ../../nbs/rooms/resume.graph.ipynb #25393e61
 class Graph:
-    "Write the objects of a training and read them in another one; what stood there at the beginning is filled, not made again."
+    "Write the objects of a training, and read them in another one, where those that stood at the beginning are filled."
     def __init__(self):
         self.classes:dict[str, type] = {full_name(cls): cls for cls in _VALUES}
         self.modules:set[str] = set()                       # of which every class may be built
@@ -211,7 +220,7 @@ class Graph:
         self.filled:dict[int, tuple[str, object]] = {}      # by id
 
     def add_class(self, cls):
-        "Note a class that the training uses: it may be built, and if it is the user's, so may the others of its module."
+        "Note a class that the training uses: it may be built, and so may others of its module if that is the user's."
         package = cls.__module__.partition('.')[0]
         if package in stdlib_module_names and package != '__main__': return
         self.classes.setdefault(full_name(cls), cls)
@@ -223,8 +232,9 @@ class Graph:
         module, _, short = name.rpartition('.')
         found = getattr(modules.get(module), short, None)
         if found in _OWN or name.startswith(_REBUILDERS): return found
-        is_layer = module.startswith(('torch.nn.', 'torch.optim.swa_utils')) and isinstance(found, type) and issubclass(found, nn.Module)
-        return found if is_layer or module in self.modules and isinstance(found, type) else None
+        if not isinstance(found, type): return None
+        is_layer = module.startswith(('torch.nn.', 'torch.optim.swa_utils')) and issubclass(found, nn.Module)
+        return found if is_layer or module in self.modules else None
 
 # %% ../../nbs/rooms/resume.graph.ipynb #0d921d00
 @patch
@@ -276,7 +286,8 @@ def _reduce_content(self:Graph, t, names, is_digest):
 def _learn(self:Graph, obj, name):
     "Note an object that stands there at the beginning."
     self.add_class(type(obj))
-    if isinstance(obj, (torch.Tensor, *_GENERATORS)) or hasattr(obj, '__dict__'): self.filled[id(obj)] = name, obj
+    if isinstance(obj, (torch.Tensor, *_GENERATORS)) or hasattr(obj, '__dict__'):
+        self.filled[id(obj)] = name, obj
 
 @patch
 def _reduce_object(self:Graph, obj):
@@ -287,12 +298,16 @@ def _reduce_object(self:Graph, obj):
     if type(obj) in _REDUCE: return _REDUCE[type(obj)](obj)
     reduced = obj.__reduce_ex__(2)
     if not isinstance(reduced, tuple): return NotImplemented
-    if not isinstance(reduced[0], type) and self.find(full_name(reduced[0])) is not reduced[0]: raise CannotStore(f'a {full_name(type(obj))}')
-    state, items, pairs = (*reduced[2:], None, None, None)[:3]
-    if items is not None or pairs is not None and type(obj) not in (OrderedDict, Counter): raise CannotStore(f'a {full_name(type(obj))}')
-    if not name or not state: return reduced
+    if not self._can_read(type(obj), *reduced): raise CannotStore(f'a {full_name(type(obj))}')
+    if not name or len(reduced) < 3 or not reduced[2]: return reduced
     self._reduce_class(type(obj), False)
-    return _named, (name,), state
+    return _named, (name,), reduced[2]
+
+@patch
+def _can_read(self:Graph, cls, make, args, state=None, items=None, pairs=None, *_):
+    "Return whether an object of class `cls` can be read that pickle makes in this way."
+    is_listed = isinstance(make, type) or self.find(full_name(make)) is make
+    return is_listed and items is None and (pairs is None or cls in (OrderedDict, Counter))
 
 # %% ../../nbs/rooms/resume.graph.ipynb #4394053d
 _FUNCTIONS = FunctionType, BuiltinFunctionType, np.ufunc
@@ -310,10 +325,12 @@ def _pickler(self:Graph, names, learning='', is_digest=False):
             if isinstance(obj, type): return graph._reduce_class(obj, learning)
             if isinstance(obj, RemovableHandle): raise CannotStore('the handle of a hook')
             if isinstance(obj, Missing): raise CannotStore(f"{obj.what}, which isn't here")
-            if learning and id(obj) not in graph.filled: graph._learn(obj, f'{learning} {next(numbers)} {type(obj).__name__}')
+            if learning and id(obj) not in graph.filled:
+                graph._learn(obj, f'{learning} {next(numbers)} {type(obj).__name__}')
             self.holds_bits |= isinstance(obj, _WITH_BITS)
             if isinstance(obj, (torch.Tensor, np.ndarray)): return graph._reduce_tensor(obj, names, learning, is_digest)
-            return (_named, (len(obj.tensor),)) if is_digest and type(obj) is Scalars else graph._reduce_object(obj)
+            if is_digest and type(obj) is Scalars: return _named, (len(obj.tensor),)
+            return graph._reduce_object(obj)
     return Pickler
 
 # %% ../../nbs/rooms/resume.graph.ipynb #e4e8d4dc
@@ -322,7 +339,7 @@ def digester(self:Graph,
     names:Names, # What stands in the training
     learning:str='' # Note what is met as standing there, under names that begin so
 ) -> Callable: # `digest(value)`; raises `CannotStore`, or what pickling an object raises, if `value` can't be stored
-    "Return a function that returns bytes which differ if `value` does, and whether it holds tensors or random generators."
+    "Return a function that returns bytes which differ if `value` does, and whether it holds tensors or generators."
     kind = self._pickler(names, learning, is_digest=True)
     def digest(value):
         pickler = kind(buffer := BytesIO(), 2)
@@ -338,7 +355,8 @@ def dump(self:Graph,
     names:Names|None=None # What stands in the training
 ):
     "Write `value` to `file`."
-    torch.save(value, file, pickle_module=SimpleNamespace(Pickler=self._pickler(names or Names({})), __name__='pickle'))
+    module = SimpleNamespace(Pickler=self._pickler(names or Names({})), __name__='pickle')
+    torch.save(value, file, pickle_module=module)
 
 @patch
 def unknown(self:Graph,
@@ -356,11 +374,12 @@ def load(self:Graph,
     map_location=None # As in `torch.load`
 ): # The objects, with a `Missing` for each that may not be built
     "Read what `dump` wrote, calling only what is listed."
-    called = {name: self.find(name) or type('Missing', (Missing,), dict(what=name)) for name in get_unsafe_globals_in_checkpoint(file)}
+    def called(name): return self.find(name) or type('Missing', (Missing,), dict(what=name))
+    wanted = [(called(name), name) for name in get_unsafe_globals_in_checkpoint(file)]
     file.seek(0)
     _standing.update({constant.name: constant.ref() for constant in self.constants.values()})
     _standing.update(self.functions | dict(self.filled.values()) | (names.objects if names else {}))
     try:
-        with safe_globals([Missing, *self.classes.values(), *((value, name) for name, value in called.items())]):
+        with safe_globals([Missing, *self.classes.values(), *wanted]):
             return torch.load(file, map_location=map_location, weights_only=True)
     finally: _standing.clear()

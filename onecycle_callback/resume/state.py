@@ -67,7 +67,8 @@ def _stack(
     "Add the new tensors of a list to those that are stacked."
     if len(seen) > len(values) or not all(map(is_, seen, values)): seen, stacked = (), None
     first, new = values[0], values[len(seen):]
-    def is_like_first(t): return type(t) is type(first) and t.ndim == 0 and (t.dtype, t.device) == (first.dtype, first.device)
+    def kind(t): return type(t), t.ndim, t.dtype, t.device
+    def is_like_first(t): return isinstance(t, torch.Tensor) and t.ndim == 0 and kind(t) == kind(first)
     if not all(map(is_like_first, new)): return values, None
     if not new: return list(values), stacked
     tensor = torch.stack([t.detach() for t in new]).as_subclass(torch.Tensor)
@@ -143,7 +144,8 @@ class ObjectStates:
 def _forms(self:ObjectStates, value, before, stacked):
     "Yield the forms in which `value` may be stored; `before` is what stood in its place at the beginning."
     if type(value) is list and value and isinstance(value[0], torch.Tensor):
-        if id(value) not in stacked: stacked[id(value)] = _stack(value, *self._stacked.get(id(value), ((), None)))
+        if id(value) not in stacked:
+            stacked[id(value)] = _stack(value, *self._stacked.get(id(value), ((), None)))
         if stacked[id(value)][1] is not None: yield stacked[id(value)][1]
     yield value
     if value is before and has_state_dict(value): yield StateDict(value)
@@ -182,7 +184,7 @@ def _save_object(self:ObjectStates, label, digest, stacked):
 
 @patch
 def save(self:ObjectStates) -> torch.Tensor: # Bytes
-    "Return the states of all objects; what cannot be stored is noted in `lost`, and the rest is saved."
+    "Return the states of all objects; what cannot be stored is noted in `lost`."
     names, stacked = Names(self.names()), {}
     digest = self.graph.digester(names)
     states = {label: self._save_object(label, digest, stacked) for label in self.objects}
@@ -210,9 +212,11 @@ def _restore_object(self:ObjectStates, label, state, digest, graft):
         try: digest(value)
         except Exception as e: problems.append(f'{label}.{name} ({e})')     # a part of it is missing
         else: self._set(obj, name, graft(current.get(name), value))
-    for name, value in state.get('state_dicts', {}).items(): current[name].load_state_dict(value)     # of the first format
+    for name, value in state.get('state_dicts', {}).items():     # of the first format
+        current[name].load_state_dict(value)
     for name in current.keys() - stored.keys() - {*state.get('lost', ())}:
-        if label in self._again or name not in self._initial[label]: vars(obj).pop(name, None)     # the training made it later
+        was_made_later = label in self._again or name not in self._initial[label]
+        if was_made_later: vars(obj).pop(name, None)
     return problems
 
 @patch
@@ -307,21 +311,21 @@ def object_states(
     objects = _numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
                         [(f'model.{name}'.rstrip('.'), module) for name, module in modules] +
                         [('loss_func', learn.loss_func), ('Learner', learn)])
-    skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan'})     # a time, and what `OneCycle` sets
+    skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan'})
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 # %% ../../nbs/rooms/resume.state.ipynb #9491c708
-_NOT_A_LOADERS = {'dataset', 'it', '_iterator', '_types', '_DataLoader__idxs'}     # the data, and what iterations make anew
+_NOT_STORED = {'dataset', 'it', '_iterator', '_types', '_DataLoader__idxs'}     # the data, and what is made anew
 
 def loader_states(
     learn # The `Learner`, with an optimizer
 ) -> ObjectStates:
     """Return the states of the data loaders of `learn`, with all that they hold except the data.
 
-    The `state_dict` of a loader is left alone, since it tells a place within an epoch, and some begin one to tell it."""
+    The `state_dict` of a loader is left alone: it tells a place within an epoch, and some begin one to tell it."""
     loaders = _loaders(learn)
     def names(): return _named_objects(learn, {}, loaders)
-    return ObjectStates(loaders, names, dict.fromkeys(loaders, _NOT_A_LOADERS), by_attributes=True)
+    return ObjectStates(loaders, names, dict.fromkeys(loaders, _NOT_STORED), by_attributes=True)
 
 # %% ../../nbs/rooms/resume.state.ipynb #c380f013
 def random_states(
