@@ -160,12 +160,13 @@ class Stop(Callback):
         if self.how == 'Ctrl-C': raise KeyboardInterrupt
         if self.how == 'limit': raise CancelFitException
 
-def drawn_attack(rng):
+def drawn_attack(case, rng):
     "Draw what to do to a process: twice out of three times, kill it."
     if rng.random() < 2 / 3:
         place = rng.choice(Kill.places)
         return Kill(place, rng.randint(1, 14 if place == 'batch' else 3))
-    return Stop(rng.choice(['SIGTERM', 'Ctrl-C', 'limit']), rng.randint(1, EPOCHS * N_BATCH))
+    first = N_BATCH + 1 if 'best' in case.cbs else 1     # at the end of a fit fastai loads the best weights, if there are any or not
+    return Stop(rng.choice(['SIGTERM', 'Ctrl-C', 'limit']), rng.randint(first, EPOCHS * N_BATCH))
 
 class Trains(Callback):
     "Note that this process trains, and doesn't only load a complete cycle."
@@ -230,7 +231,7 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
     "Attack one run until a process finishes it."
     kills = 0
     while True:
-        attack = drawn_attack(rng) if kills < max_kills and rng.random() < .9 else None
+        attack = drawn_attack(case, rng) if kills < max_kills and rng.random() < .9 else None
         before, is_pair = unfinished_save(folder), rng.random() < .2
         processes = [start(folder, case, attack=attack)] + [start(folder, case)] * is_pair
         for process in processes: process.join(300)
@@ -260,5 +261,6 @@ def hostile(n_kills, seed=0, root=None, max_kills=8, n_damages=10):
         is_same = all(same(*(torch.load(f/name, weights_only=True) for f in (calm, folder))) for name in ('loaded', 'result'))
         is_same_log = rows_of(calm) == rows_of(folder)
         figures.update(runs=1, resumes=len(resumes(folder)), different_runs=not is_same, different_logs=not is_same_log)
-        if not (is_same and is_same_log): print(f'different: {case} ({folder})', file=sys.stderr, flush=True)
+        if not (is_same and is_same_log): print(f'different: {case} ({folder})', file=sys.stderr)
+        print({name: figures[name] for name in names}, file=sys.stderr, flush=True)
     return {name: figures[name] for name in names}
