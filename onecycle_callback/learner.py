@@ -164,7 +164,8 @@ def fine_tune(self:Learner,
         raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got True')
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     if checkpoint is not None:
-        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)
+        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
+                    div=div)
         checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)

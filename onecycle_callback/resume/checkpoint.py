@@ -79,8 +79,8 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
     differences = fingerprint_differences(saved['work'], fingerprint)
     if differences:
         date = from_rank_0(lambda: date_of(file))
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: {"; ".join(differences)}. '
-                         'Use the original arguments, another name, '
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: '
+                         f'{"; ".join(differences)}. Use the original arguments, another name, '
                          f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
     return saved
 

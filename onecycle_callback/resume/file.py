@@ -17,6 +17,7 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -131,7 +132,7 @@ def read_state(
     file, graph = BytesIO(content), Graph()
     try:
         unknown = graph.unknown(file)
-        state = None if unknown else graph.load(file, map_location='cpu')
+        state:Any = None if unknown else graph.load(file, map_location='cpu')
     except Exception as e:
         what = 'damaged or was made by something else' if content else 'empty'
         raise _refused(path, f'cannot be read, because it is {what}') from e

@@ -69,7 +69,9 @@ def _say(self:ResumableRun, text):
 @patch
 def _say_place(self:ResumableRun, what):
     "Print that `what` happened to this run, and where it will resume."
-    if self._place is not None: self._say(f'{what}. The same call resumes it in epoch {self._place[0]}, batch {self._place[1]}.')
+    if self._place is None: return
+    epoch, n_done = self._place
+    self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}.')
 
 # %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
 @patch
@@ -150,9 +152,9 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
                             carried=self._objects.save(), place=self._loader_place() if n_done else None))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
-    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
-                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=self._rows, processes=processes,
-                 **model_state(learn))
+    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+                 logs=self._log_sizes(), train_iter=learn.train_iter, pct_train=learn.pct_train,
+                 rows=self._rows, processes=processes, **model_state(learn))
     try:
         write_file(self.file, state)
         self._place = epoch, n_done
@@ -169,8 +171,9 @@ def before_fit(self:ResumableRun):
     if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
     self._show_saved_rows()
     if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
-        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader that tells its own '
-             'place: random draws there, such as those of an augmentation, will differ in this epoch')
+        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader '
+             'that tells its own place: random draws there, such as those of an augmentation, will differ in this '
+             'epoch')
     if self.saved['done'] == 0:
         self._restore()
         self.saved = None
@@ -211,10 +214,12 @@ def _see_out(self:ResumableRun, cb, event):
 def after_cancel_fit(self:ResumableRun):
     "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
     learn, (cb, event) = self.learn, cancelled_by()
-    is_last, is_in_order = learn.epoch + 1 == self.epochs.stop, event == 'after_epoch' or event == 'after_batch' and learn.training
+    is_last = learn.epoch + 1 == self.epochs.stop
+    is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
     self._is_stopping = True
     stoppers = [cb] if isinstance(cb, _FOR_GOOD) or not is_in_order else [cb, *self._see_out(cb, event)]
-    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers): self._status = f'complete, ended early in epoch {learn.epoch}'
+    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers):
+        self._status = f'complete, ended early in epoch {learn.epoch}'
     elif event != 'after_epoch' or not is_last:
         self._status = None
         self._say_place('was stopped early')

@@ -185,8 +185,8 @@ def _save_object(self:ObjectStates, label, digest, stacked):
 @patch
 def save(self:ObjectStates) -> torch.Tensor: # Bytes
     "Return the states of all objects; what cannot be stored is noted in `lost`."
-    names, stacked = Names(self.names()), {}
-    digest = self.graph.digester(names)
+    names = Names(self.names())
+    digest, stacked = self.graph.digester(names), dict[int, tuple]()
     states = {label: self._save_object(label, digest, stacked) for label in self.objects}
     self._stacked = stacked
     self.graph.dump(states, file := io.BytesIO(), names)
