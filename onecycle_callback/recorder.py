@@ -23,6 +23,7 @@ from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 @patch
 def __call__(self:Recorder, event_name):
     "Handle an event as any `Callback` does; at the first training epoch of a fit, drop what an earlier fit recorded."
+    if event_name != 'after_fit' and not hasattr(type(self), event_name): return   # as most events of a batch
     result = Callback.__call__(self, event_name)
     if event_name == 'before_train': self._start_epoch_record()
     return result
