@@ -14,6 +14,7 @@ from itertools import count
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 # %% ../nbs/rooms/plot.ipynb #1e544550
 HYPER_NAMES = dict(lr='learning rate', mom='momentum', wd='weight decay', sqr_mom='squared momentum', eps='epsilon')
@@ -126,6 +127,7 @@ def plot_hypers(
         panel.set(xlabel='batch', ylabel=HYPER_NAMES.get(name, name))
         panel.margins(y=0.12)
         panel.xaxis.get_major_locator().set_params(integer=True)
+        if x[-1] >= 10**6: panel.xaxis.set_major_formatter(EngFormatter(sep=''))   # 2M, not 0.2 with 1e7 in a corner
         if epochs: _mark_epochs(panel, epochs)
         _mark_peak(panel, x, values, peak)
     return axes[0] if len(axes) == 1 else axes
