@@ -53,6 +53,11 @@ def anneal_exp(
 ANNEALS = dict(cos=anneal_cos, linear=anneal_linear, exp=anneal_exp)
 
 # %% ../nbs/01_schedule.ipynb #330029b5
+def _text(value):
+    "Return `value` as Python code."
+    if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
+    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
+
 class _OwnCurve:
     "A function of the user's own as a curve for arrays."
     def __init__(self, f): self.f, self.in_arrays = f, False
@@ -247,11 +252,6 @@ class OneCycleSchedule:
     ) -> 'OneCyclePlan': # The values of every batch
         "Return the LR and the momentum of each batch for `n_epoch` epochs of `n_batch` batches."
         return OneCyclePlan(self, n_epoch, n_batch, n_groups)
-
-def _text(value):
-    "Return `value` as Python code."
-    if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
-    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
 
 # %% ../nbs/01_schedule.ipynb #81eb55af
 takes_schedule = takes_fields_of(OneCycleSchedule, n_positional=3)
