@@ -20,6 +20,7 @@ import pandas as pd
 
 from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole,
                                          takes_fields_of)
+from .frame import batch_frame
 from .plot import figure_html, plot_hypers
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
@@ -324,6 +325,11 @@ class OneCyclePlan:
         ends = dict(first=slice(None, None, self.n_batch), last=slice(self.n_batch - 1, None, self.n_batch))
         rows = {f'{name}_{end}': v[at] for name, v in columns.items() if v is not None for end, at in ends.items()}
         return pd.DataFrame(rows).rename_axis('epoch')
+
+    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (`lr_0`, `lr_1`, … with several groups), `mom`
+        "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
+        batches = np.arange(len(self))
+        return batch_frame(batches // self.n_batch, batches, lr=self.lrs, mom=self.moms)
 
     def plot(self,
         ax=None, # Axes to draw on, one per picture; default new ones

@@ -28,7 +28,7 @@ def accepted() -> None:
     assert_type(plan.at([0, 10]), tuple[np.ndarray, np.ndarray | None])
     assert_type(plan.n_epoch + plan.n_batch + plan.n_groups + plan.peak + len(plan), int)
     assert_type(plan.schedule, OneCycleSchedule)
-    plan.table.to_csv(), plan.plot(figsize=(10, 4)), plan.explore()
+    plan.table.to_csv(), plan.to_frame().to_csv(), plan.plot(figsize=(10, 4)), plan.explore()
     CycleCheckpoint('run1'), CycleCheckpoint('run1', every=200, restart=True)
 
 refused = dict(
