@@ -18,8 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole,
-                                         takes_fields_of)
+from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole)
 from .frame import batch_frame
 from .plot import figure_html, plot_hypers
 
@@ -238,9 +237,6 @@ def _text(value):
     "Return `value` as Python code."
     if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
     return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
-
-# %% ../nbs/01_schedule.ipynb #81eb55af
-takes_schedule = takes_fields_of(OneCycleSchedule, n_positional=3)
 
 # %% ../nbs/01_schedule.ipynb #ae254637
 def _peaks_of(schedule, n_groups:int) -> np.ndarray:
