@@ -1,6 +1,11 @@
 """Epochs of `n_batch` batches: loaders without a length and with one, real components of datasets and torchdata among them."""
 import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, CancelTrainException, DataLoader, DataLoaders, Learner, set_seed
@@ -10,6 +15,7 @@ from fastai.callback.schedule import ParamScheduler
 from torch import nn
 from torch.utils.data import IterableDataset
 
+import interrupted
 from helpers import At, Spy, frozen_state, throw
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
@@ -183,3 +189,141 @@ def test_part_of_a_cycle(part):
     learn.fit_one_cycle(3, .1, n_batch=5, cbs=seen, **part)
     assert seen.seen_lrs == (plan.lrs[5:] if 'start_epoch' in part else plan.lrs[:10]).tolist()
     assert seen.items == list(range(0, 40, 4))
+
+# Resumed after a crash, with the Learner of interrupted.py, whose epochs have a length of their own here.
+
+class RandomItems(IterableDataset):
+    "Examples with noise, drawn from Python's, NumPy's and torch's random generators while they are read."
+    def __init__(self, n): self.items = interrupted.items(n)
+    def __iter__(self):
+        for x, y in self.items: yield x + random.random() + np.random.rand() + torch.rand(1), y
+
+class Counted(IterableDataset):
+    "A data set that keeps its place, and counts how often each of its examples is loaded."
+    def __init__(self, n): self.items, self.i, self.loaded = interrupted.items(n), 0, Counter()
+    def __iter__(self):
+        while self.i < len(self.items):
+            self.loaded[self.i] += 1
+            self.i += 1
+            yield self.items[self.i - 1]
+        self.i = 0
+    def state_dict(self): return dict(i=self.i)
+    def load_state_dict(self, state): self.i = state['i']
+
+def shuffled(n): return torch.utils.data.DataLoader(interrupted.items(n), batch_size=4, shuffle=True, drop_last=True)
+
+def hugging_face_items():
+    import datasets
+    x, y = zip(*interrupted.items(62))
+    stream = datasets.Dataset.from_dict({'x': [t.tolist() for t in x], 'y': [int(t) for t in y]}).to_iterable_dataset(num_shards=3)
+    return stream.with_format('torch')
+
+def hugging_face_shuffled():
+    "A shuffle buffer isn't part of a stream's state, so this loader is run forward."
+    return torch.utils.data.DataLoader(hugging_face_items().shuffle(seed=3, buffer_size=10), batch_size=4, collate_fn=as_tuples)
+
+STREAMS = {'fastai, shuffled': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True),
+           'fastai, shuffled by two workers': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True, num_workers=2),
+           'random stream': lambda: DataLoader(RandomItems(62), bs=4),
+           'random stream of torch': lambda: torch.utils.data.DataLoader(RandomItems(62), batch_size=4),
+           'torch, shuffled': lambda: shuffled(62),
+           'torchdata, shuffled': lambda: stateful(interrupted.items(62), shuffle=True),
+           'torchdata': lambda: stateful(Counted(62)),
+           'torchdata, two workers': lambda: stateful(Counted(62), num_workers=2),
+           'datasets, shuffled': hugging_face_shuffled,
+           'datasets and torchdata': lambda: stateful(hugging_face_items(), collate_fn=as_tuples)}
+
+def streaming(path, name):
+    learn = interrupted.learner(path)
+    learn.dls.loaders[0] = STREAMS[name]()
+    return learn
+
+KWARGS = dict(n_batch=10)     # a pass has 16 batches, the last of two examples
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    @cache
+    def run(name):
+        learn = streaming(tmp_path_factory.mktemp('uninterrupted'), name)
+        learn.fit_one_cycle(4, .05, **KWARGS)
+        return interrupted.results(learn)
+    return run
+
+def interrupt(learn, at, every, **kwargs):
+    keep = CycleCheckpoint('run1', every=every, **kwargs)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(4, .05, **KWARGS, cbs=interrupted.Interrupt(at), checkpoint=keep)
+
+X, [(None, 13), (None, 25), (None, 36), (1, 16), (1, 20), (1, 32), (3, 23), (7, 15)])
+@pytest.mark.parametrize('name', [name for name in STREAMS if 'worker' not in name])
+def test_resumes_with_the_same_bits(uninterrupted, tmp_path, name, every, at):
+    interrupt(streaming(tmp_path, name), at, every)
+    torch.rand(3), random.random()
+    learn = streaming(tmp_path, name)
+    learn.fit_one_cycle(4, .05, **KWARGS, checkpoint=CycleCheckpoint('run1', every=every))
+    interrupted.assert_same(interrupted.results(learn), uninterrupted(name))
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize('name', [name for name in STREAMS if 'worker' in name])
+def test_resumes_with_workers(uninterrupted, tmp_path, name):
+    interrupt(streaming(tmp_path, name), 23, 3)
+    learn = streaming(tmp_path, name)
+    learn.fit_one_cycle(4, .05, **KWARGS, checkpoint=CycleCheckpoint('run1', every=3))
+    interrupted.assert_same(interrupted.results(learn), uninterrupted(name))
+
+@pytest.mark.parametrize('every, at, n_saved', [(None, 25, 20), (1, 25, 25), (1, 32, 32)])
+def test_a_loader_that_keeps_its_place_loads_nothing_twice(tmp_path, capsys, every, at, n_saved):
+    interrupt(streaming(tmp_path, 'torchdata'), at, every)
+    learn = streaming(tmp_path, 'torchdata')
+    loaded = learn.dls.train.dataset.loaded
+    capsys.readouterr()
+    learn.fit_one_cycle(4, .05, **KWARGS, checkpoint=CycleCheckpoint('run1', every=every))
+    n_examples = 2 * 62 + 4 * 8 - sum(min(4, 62 - 4 * (i % 16)) for i in range(n_saved))
+    assert loaded.total() == n_examples
+    assert 'run forward' not in capsys.readouterr().out
+
+def test_a_stream_that_cannot_be_repeated_is_taken_as_it_comes(tmp_path, capsys):
+    learn = learner('generator', path=tmp_path)
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'): learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
+    again, seen = learner(batches_of_generator(n=8), path=tmp_path), Seen()
+    capsys.readouterr()
+    again.fit_one_cycle(3, .1, n_batch=5, checkpoint=replace(keep, replay=False), cbs=seen)
+    assert 'resumes in epoch 1, batch 2. The batches of dls.train are taken as they come.' in capsys.readouterr().out
+    assert seen.items == list(range(0, 32, 4)) and seen.places == [(1, 2), (1, 3), (1, 4), *[(2, i) for i in range(5)]]
+    assert again.recorder.hps['lr'] == again.recorder.plan.lrs[:, 0].tolist()
+
+def test_how_a_stream_resumes_is_said(tmp_path, capsys):
+    learn = learner('generator', path=tmp_path)
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'): learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match=r'must yield the 7 batches of before the crash again, got 2.*replay=False'):
+        learner(batches_of_generator(n=2), path=tmp_path).fit_one_cycle(3, .1, n_batch=5, checkpoint=keep)
+    assert 'run forward over the 7 batches that are trained; if it cannot be repeated' in capsys.readouterr().out
+    seen = Seen()
+    learner('generator', path=tmp_path).fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=seen)
+    assert seen.items == list(range(28, 60, 4))
+
+class Passes(IterableDataset):
+    "Note the numbers of the passes, as datasets that shuffle differently in each want to know them."
+    def __init__(self): self.passes = []
+    def set_epoch(self, n): self.passes.append(n)
+    def __iter__(self): return map(example, range(28))
+
+@pytest.mark.parametrize('loader', [partial(DataLoader, bs=4), partial(torch.utils.data.DataLoader, batch_size=4)], ids=['fastai', 'torch'])
+def test_a_data_set_is_told_the_number_of_the_pass(tmp_path, loader):
+    keep = dict(n_batch=5, checkpoint=CycleCheckpoint('run1', every=1))
+    dataset = Passes()
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learner(loader(dataset), path=tmp_path).fit_one_cycle(4, .1, cbs=interrupted.Interrupt(10), **keep)
+    assert dataset.passes == [0, 1]
+    dataset = Passes()
+    learner(loader(dataset), path=tmp_path).fit_one_cycle(4, .1, **keep)
+    assert dataset.passes == [1, 2]
+
+def test_another_n_batch_is_another_run(tmp_path):
+    learn = learner(path=tmp_path)
+    learn.fit_one_cycle(3, .1, n_batch=5, checkpoint='run1')
+    with pytest.raises(ValueError, match='n_batch: 5 in the file, 6 now'): learn.fit_one_cycle(3, .1, n_batch=6, checkpoint='run1')

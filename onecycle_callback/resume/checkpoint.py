@@ -37,11 +37,13 @@ class CycleCheckpoint:
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
+    replay:bool = True # At a resume, run a stream forward to its place; `False` takes its batches as they come
 
     def __post_init__(self):
         _check_name(self.name)
         if self.every is not None: check_whole('every', self.every)
         check_flag('restart', self.restart)
+        check_flag('replay', self.replay)
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #45f3f3e6
 @patch
@@ -86,7 +88,8 @@ def open(self:CycleCheckpoint,
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
     fingerprint = run_fingerprint(learn, plan, opt, epochs, wd)
-    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))
+    saved = self._saved(file, fingerprint)
+    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, saved, self.replay)
     if not run.is_complete:
         n_bytes = sum(p.nbytes for p in learn.model.parameters())
         from_rank_0(lambda: check_writable(file, n_bytes))

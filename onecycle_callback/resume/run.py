@@ -20,6 +20,7 @@ from .file import FILE_FORMAT, write_file
 from .processes import gather, rank
 from .state import (ObjectState, model_state, object_states, plain, random_states,
                                             set_model_state, set_random_states, unplain)
+from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(Callback):
@@ -32,16 +33,18 @@ class ResumableRun(Callback):
         plan, # The `OneCyclePlan` of the cycle
         epochs:range, # The epochs of the cycle to train
         every:int|None=None, # Also save every so many batches
-        saved:dict|None=None # The state in the file, if the cycle resumes
+        saved:dict|None=None, # The state in the file, if the cycle resumes
+        replay:bool=True # Whether to run a stream forward to its place
     ):
-        self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
+        self.file, self.fingerprint, self.plan, self.every, self.replay = file, fingerprint, plan, every, replay
         self.saved:Any = saved
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.is_complete = saved is not None and saved['status'] != 'running'
         self._rows:list = []
         self._objects:dict[str, ObjectState] = {}
         self._warned:set[str] = set()
-        self._epoch_start:dict|None = None
+        self._pass_start:Any = None     # the random states with which the current pass over the data began
+        self._stream:StreamCallback|None = None
         self._status = 'complete'
         self.learn = learn
 
@@ -64,7 +67,7 @@ def _object_states(self:ResumableRun):
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(learn), random_epoch=self._epoch_start if n_done else None,
+    processes = gather(dict(random=random_states(learn), random_epoch=self._pass_start if n_done or self._stream else None,
                             carried=self._object_states()))
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
@@ -125,6 +128,7 @@ def _restore(self:ResumableRun):
     unused = [name for name, state in states.items() if name not in self._objects and any(state.values())]
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved)
+    self._pass_start = self._saved_here['random_epoch']
     self._restore_place()
 
 # %% ../../nbs/rooms/resume.run.ipynb #e63ac01a
@@ -133,11 +137,44 @@ def _say(self:ResumableRun, text):
     "Print `text` about this checkpoint, once for all processes."
     if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
 
+# %% ../../nbs/rooms/resume.run.ipynb #b0d85634
+@patch
+def _note_pass(self:ResumableRun):
+    "Note the random states with which a pass over the training data begins."
+    self._pass_start = random_states(self.learn)
+
+@patch
+def _watch_stream(self:ResumableRun):
+    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
+    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
+    self._stream = streams[0] if streams else None
+    if self._stream is not None: self._stream.on_pass = self._note_pass
+
+@patch
+def _how_the_stream_resumes(self:ResumableRun):
+    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
+    if self._stream is None: return ''
+    place = self._saved_here['carried'].get(type(self._stream).__name__, {}).get('whole')
+    if not place or place['loader'] is not None or place['n_taken'] == 0: return ''
+    if not self.replay: return ' The batches of dls.train are taken as they come.'
+    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be repeated, '
+            f'CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+
+@patch
+def _go_to_place(self:ResumableRun):
+    "Bring the training data to where they were."
+    place, now = self._stream.place, random_states(self.learn)
+    self._stream.place = None
+    if place is None or place['loader'] is None and not self.replay: return
+    set_random_states(self.learn, self._pass_start)
+    self.learn.dl.go_to(place)
+    set_random_states(self.learn, now)
+
 # %% ../../nbs/rooms/resume.run.ipynb #2613c61e
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
-    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
+    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.{self._how_the_stream_resumes()}')
     self._rows = unplain(self.saved['rows'])
     for row in self._rows: self.learn.logger(row)
 
@@ -146,6 +183,7 @@ def _show_saved_rows(self:ResumableRun):
 def before_fit(self:ResumableRun):
     "Write the first file, or resume between two epochs."
     self._objects = object_states(self.learn, [cb for cb in self.learn.cbs if cb is not self])
+    self._watch_stream()
     if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
     self._show_saved_rows()
     if self.saved['done'] == 0:
@@ -156,10 +194,9 @@ def before_fit(self:ResumableRun):
 @patch
 def before_train(self:ResumableRun):
     "Resume inside an epoch, or note the random states with which this one begins."
-    if self.saved is not None:
-        self._restore()
-        self._epoch_start = self._saved_here['random_epoch']
-    elif self.every is not None: self._epoch_start = random_states(self.learn)
+    if self.saved is not None: self._restore()
+    elif self.every is not None and self._stream is None: self._note_pass()
+    if self._stream is not None: self._go_to_place()
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -170,10 +207,14 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    set_random_states(learn, states['random_epoch'])
-    batches = enumerate(learn.dl)
-    for _ in range(n_done): next(batches, None)
-    set_random_states(learn, states['random'])
+    if self._stream is None:
+        set_random_states(learn, states['random_epoch'])
+        batches = enumerate(learn.dl)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(learn, states['random'])
+    else:
+        learn.dl.n_done = n_done
+        batches = enumerate(learn.dl, n_done)
     for i, batch in batches: learn.one_batch(i, batch)
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
