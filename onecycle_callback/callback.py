@@ -17,7 +17,6 @@ from warnings import warn
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.optimizer import OptimWrapper
@@ -25,6 +24,7 @@ from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
 from .arguments import accept_fastai_names, check_whole, takes_fields_of
+from .fits import OneFitCallback
 from .internals import items_of
 from .optimizer import OptAdapter
 from .schedule import OneCyclePlan, OneCycleSchedule
@@ -157,7 +157,7 @@ class CycleArguments(OneCycleSchedule):
 takes_cycle = takes_fields_of(CycleArguments, n_positional=3)
 
 # %% ../nbs/03_callback.ipynb #48f127dc
-class OneCycle(Callback):
+class OneCycle(OneFitCallback):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
@@ -185,6 +185,10 @@ class OneCycle(Callback):
         else: self._check(learn)
         self.__dict__['_learn'] = learn
         if learn is not None: self._add_stream()
+
+    def __getstate__(self):
+        "Return what is copied or pickled: all but a running cycle, which belongs to this `Learner` and its optimizer."
+        return super().__getstate__() | dict(_cycle=None)
 
     def __call__(self, event_name):
         "Handle the events that have a method here, and return at once for the others."

@@ -10,10 +10,10 @@ __all__ = ['has_length', 'set_epoch', 'Stream', 'keeps_its_place', 'Unmeasured',
 # %% ../nbs/rooms/stream.ipynb #b69a72ca
 from collections.abc import Iterator
 
-from fastai.callback.core import Callback
 from fastcore.basics import GetAttr, patch
 from fastcore.imports import noop
 
+from .fits import OneFitCallback
 from .internals import show_no_total, wrap_only
 
 # %% ../nbs/rooms/stream.ipynb #bb972448
@@ -120,7 +120,7 @@ class Unmeasured(GetAttr):
         self.n_batch = n
 
 # %% ../nbs/rooms/stream.ipynb #7bb3d213
-class StreamCallback(Callback):
+class StreamCallback(OneFitCallback):
     "Make an epoch of `n_batch` training batches; run a validation loader without a length to its end."
     order = 10     # just before `DistributedTrainer`
     def __init__(self,

@@ -254,7 +254,9 @@ def interrupt(learn, at, every, **kwargs):
     with pytest.raises(RuntimeError, match='interrupted'):
         learn.fit_one_cycle(4, .05, **KWARGS, cbs=interrupted.Interrupt(at), checkpoint=keep)
 
-X, [(None, 13), (None, 25), (None, 36), (1, 16), (1, 20), (1, 32), (3, 23), (7, 15)])
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize('every, at', [(None, 13), (None, 25), (None, 36), (1, 16), (1, 20), (1, 32), (3, 23), (7, 15)])
 @pytest.mark.parametrize('name', [name for name in STREAMS if 'worker' not in name])
 def test_resumes_with_the_same_bits(uninterrupted, tmp_path, name, every, at):
     interrupt(streaming(tmp_path, name), at, every)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from fastai.callback.core import Callback
 from fastai.learner import Recorder
 from fastcore.basics import patch
 
+from ..fits import OneFitCallback
 from .file import FILE_FORMAT, write_file
 from .processes import gather, rank
 from .state import (ObjectState, model_state, object_states, plain, random_states,
@@ -23,7 +23,7 @@ from .state import (ObjectState, model_state, object_states, plain, random_state
 from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
-class ResumableRun(Callback):
+class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
     def __init__(self,
