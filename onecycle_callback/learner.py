@@ -8,6 +8,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/learner.html.md"""
 __all__ = []
 
 # %% ../nbs/04_learner.ipynb #25651f39
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_fl
                                          check_whole)
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle, takes_cycle
 from .internals import fit_over
-from .resume.checkpoint import CycleCheckpoint, as_checkpoint
+from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
@@ -130,10 +131,11 @@ def fit_one_cycle(self:Learner,
     cycle, epochs, run = _validated(
         self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **arguments)
-    if reset_opt or self.opt is None: self.create_opt()
-    if run is not None and run.is_complete: return run.finish()
-    with fit_over(self, epochs, all_batches=run and run.all_batches):
-        self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
+    with nullcontext() if run is None else run.held():
+        if reset_opt or self.opt is None: self.create_opt()
+        if run is not None and run.is_complete: return run.finish()
+        with fit_over(self, epochs, all_batches=run and run.all_batches):
+            self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
@@ -161,6 +163,9 @@ def fine_tune(self:Learner,
     check_number('lr_mult', lr_mult, DIV_FACTOR)
     check_number('div', div, DIV_FACTOR)
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
+    if checkpoint is not None:
+        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)
+        checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)
     if 'cbs' in both: both['cbs'] = L(both['cbs'])   # a generator would be used up by the first cycle

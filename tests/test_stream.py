@@ -329,3 +329,29 @@ def test_another_n_batch_is_another_run(tmp_path):
     learn = learner(path=tmp_path)
     learn.fit_one_cycle(3, .1, n_batch=5, checkpoint='run1')
     with pytest.raises(ValueError, match='n_batch: 5 in the file, 6 now'): learn.fit_one_cycle(3, .1, n_batch=6, checkpoint='run1')
+
+class CountedItems:
+    "Examples with an index, which count how often each is loaded."
+    def __init__(self, n): self.items, self.loaded = interrupted.items(n), Counter()
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i):
+        self.loaded[i] += 1
+        return self.items[i]
+
+def with_place(path):
+    learn = interrupted.learner(path)
+    learn.dls.loaders[0] = stateful(CountedItems(46), shuffle=True, generator=torch.Generator().manual_seed(7))
+    return learn
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize('every, at, n_left', [(None, 30, 24), (1, 30, 18), (1, 36, 12)])
+def test_ordinary_epochs_of_a_loader_that_keeps_its_place(tmp_path, every, at, n_left):
+    calm = with_place(tmp_path / 'calm')
+    calm.fit_one_cycle(4, .05)
+    expected = interrupted.results(calm)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        with_place(tmp_path).fit_one_cycle(4, .05, cbs=interrupted.Interrupt(at), checkpoint=CycleCheckpoint('run1', every=every))
+    learn = with_place(tmp_path)
+    learn.fit_one_cycle(4, .05, checkpoint=CycleCheckpoint('run1', every=every))
+    interrupted.assert_same(interrupted.results(learn), expected)
+    assert learn.dls.train.dataset.loaded.total() <= 4 * n_left
