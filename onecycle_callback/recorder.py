@@ -117,6 +117,6 @@ def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` or `
     columns = {name: values[:n] for name, values in hps.items()}
     lr, mom = columns.pop('lr', self.trained['lr'][:n]), columns.pop('mom', None)
     epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
-    batches = np.arange(n) if self.plan is None else _batch_numbers(self.starts, n, self.plan.n_batch)
+    batches = np.arange(n) if self.plan is None else _batch_numbers(self.starts, np.arange(n), self.plan.n_batch)
     if self.plan is not None: lr = self.plan.at(batches)[0]   # of all groups
     return batch_frame(epochs, batches, lr=lr, mom=mom, train_loss=_losses(self, n), **columns)
