@@ -42,16 +42,17 @@ def preview_one_cycle(self:Learner,
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
-    "Raise if `wd` isn't a weight decay, or one per parameter group, or if the optimizer `opt` has no weight decay."
-    if wd is None: return
+    "Return `wd` with Python floats in it; raises if it doesn't fit, or if the optimizer `opt` has no weight decay."
+    if wd is None: return None
     many = [wd.start, wd.stop] if isinstance(wd, slice) else as_list(wd) or [wd]
-    for w in many:
-        if w is not None: check_number('wd', w, Bounds(ge=0, lt=np.inf))
+    many = [w if w is None else check_number('wd', w, Bounds(ge=0, lt=np.inf)) for w in many]
     n_groups = len(opt.param_lists)
     if not isinstance(wd, slice) and len(many) not in (1, n_groups):
         raise ValueError(f'wd must be one number, or one for each of the {n_groups} parameter groups, got {wd}')
     if 'wd' not in opt.hypers[0]:
         raise ValueError(f'wd must be left out, since this optimizer has no weight decay, got {wd}')
+    if isinstance(wd, slice): return slice(*many)
+    return many if len(many) > 1 else many[0]
 
 # %% ../nbs/04_learner.ipynb #27b4f69c
 def _check_cbs(cbs):
@@ -95,18 +96,17 @@ def _check_epochs(
 # %% ../nbs/04_learner.ipynb #61bdff3a
 def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
                **arguments):
-    "Check a call of `fit_one_cycle`; return its `OneCycle`, the epochs left and its `ResumableRun`, if it has one."
+    "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
     cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
     plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
     opt = prospective_opt(learn, reset_opt)[0]
-    _check_wd(wd, opt)
-    checkpoint = as_checkpoint(checkpoint)
-    if checkpoint is None: return cycle, epochs, None
+    wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
+    if checkpoint is None: return cycle, epochs, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
-    return cycle, run.epochs, run
+    return cycle, run.epochs, wds, run
 
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
@@ -128,7 +128,7 @@ def fit_one_cycle(self:Learner,
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
-    cycle, epochs, run = _validated(
+    cycle, epochs, wd, run = _validated(
         self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **arguments)
     with nullcontext() if run is None else run.held():
@@ -162,6 +162,8 @@ def fine_tune(self:Learner,
     check_number('base_lr', base_lr, POSITIVE)
     check_number('lr_mult', lr_mult, DIV_FACTOR)
     check_number('div', div, DIV_FACTOR)
+    if freeze_epochs and kwargs.get('three_phase'):
+        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got True')
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)

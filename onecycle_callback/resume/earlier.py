@@ -35,8 +35,8 @@ def _rewrite(value):
 def _rewrite_object(state):
     "Return what an object remembered, in the present format."
     if 'whole' in state: return dict(whole=_rewrite(state['whole']))
-    dicts = {name: {KIND: 'state_dict', 'of': value} for name, value in state['dicts'].items()}
-    attributes = _rewrite(state['attrs']) | {name: value | {'of': _rewrite(value['of'])} for name, value in dicts.items()}
+    dicts = {name: {KIND: 'state_dict', 'of': value} for name, value in _rewrite(state['dicts']).items()}
+    attributes = _rewrite(state['attrs']) | dicts
     return dict(attributes=attributes, changed=list(attributes), lost=[])
 
 def _rewrite_random(states):
@@ -47,8 +47,10 @@ def from_format_1(
     state:dict # What a file of the first format holds
 ) -> dict: # What a file of the present one would hold
     "Return the state of a cycle in the present format."
-    processes = [dict(random=_rewrite_random(p['random']), random_epoch=_rewrite_random(p['random_epoch']),
-                      carried={name: _rewrite_object(s) for name, s in p['carried'].items()}) for p in state['processes']]
+    def rewrite_process(p):
+        return dict(random=_rewrite_random(p['random']), random_epoch=_rewrite_random(p['random_epoch']),
+                    carried={name: _rewrite_object(state) for name, state in p['carried'].items()})
+    processes = [rewrite_process(p) for p in state['processes']]
     model = {name: _rewrite(state[name]) for name in ('weights', 'opt', 'scaler', 'grads', 'rows')}
     return state | model | dict(processes=processes)
 

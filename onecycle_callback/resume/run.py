@@ -21,14 +21,14 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 
 from ..fits import OneFitCallback
-from ..internals import cancelled_by
+from ..internals import cancelled_by, n_workers
 from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (ObjectStates, loader_states, model_state, object_states, random_states, set_model_state,
-                    set_random_states, unused_states)
-from .values import has_state_dict, plain, unplain
+from .state import (loader_states, model_state, object_states, random_states, set_global_random_states,
+                                            set_model_state, set_random_states, unused_states)
+from .values import CannotStore, has_state_dict, plain, unplain
 from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
@@ -54,8 +54,9 @@ class ResumableRun(OneFitCallback):
         self._objects:Any = None
         self._loaders:Any = None
         self._warned:set[str] = set()
-        self._pass_start:Any = None     # the random states with which the current pass over the data began
+        self._epoch_start:Any = None     # random states, where the current epoch or pass over a stream began
         self._stream:StreamCallback|None = None
+        self._told:Any = None     # what the data loader said about its place in the saved state
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
         self._place:tuple|None = None
         self._is_stopping = False
@@ -102,6 +103,12 @@ def _terminate(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
+def _look_around(self:ResumableRun, callbacks):
+    "Look at all that this fit may change, as it is at the beginning."
+    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+
+# %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
+@patch
 def _warn_of_lost(self:ResumableRun):
     "Warn once of what cannot be saved."
     new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
@@ -109,6 +116,19 @@ def _warn_of_lost(self:ResumableRun):
     if new:
         warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
              f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+
+# %% ../../nbs/rooms/resume.run.ipynb #b0647905
+@patch
+def _is_in_pass(self:ResumableRun, n_done):
+    "Return whether a pass over the training data is under way; with a stream, it goes on from epoch to epoch."
+    return n_done > 0 or self._stream is not None and self.learn.train_iter > 0
+
+@patch
+def _loader_place(self:ResumableRun):
+    "Return what the data loader says about its place in the epoch, as plain values; `None` if it says nothing that can be stored."
+    loader = self.learn.dls.train
+    try: return plain(loader.state_dict()) if has_state_dict(loader) else None
+    except CannotStore: return None
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -130,17 +150,11 @@ def _cut_logs(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #c2fbb4d0
 @patch
-def _loader_place(self:ResumableRun, n_done):
-    "Return what the training loader says about its place, or `None` if it can't tell or is between two passes."
-    loader, is_in_pass = self.learn.dls.train, n_done or self._stream and self.learn.train_iter
-    return plain(loader.state_dict()) if has_state_dict(loader) and is_in_pass else None
-
-@patch
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._pass_start if n_done or self._stream else None,
-                            place=self._loader_place(n_done), carried=self._objects.save()))
+    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._epoch_start if self._is_in_pass(n_done) else None,
+                            carried=self._objects.save(), place=self._loader_place() if self._is_in_pass(n_done) else None))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
@@ -153,6 +167,21 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
              'Training continues; the last file that was saved is kept')
+
+# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
+@patch
+def before_fit(self:ResumableRun):
+    "Write the first file, or resume between two epochs."
+    self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    self._watch_stream()
+    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
+    self._show_saved_rows()
+    if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
+        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader that tells its own '
+             'place: random draws there, such as those of an augmentation, will differ in this epoch')
+    if self.saved['done'] == 0:
+        self._restore()
+        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
@@ -216,8 +245,6 @@ def _restore_place(self:ResumableRun):
     "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-    place = self._saved_here.get('place')
-    if place is not None and has_state_dict(learn.dls.train): learn.dls.train.load_state_dict(unplain(place))
     return set_random_states(self._loaders, self._saved_here['random'])
 
 # %% ../../nbs/rooms/resume.run.ipynb #7fbc6d65
@@ -229,15 +256,15 @@ def _restore(self:ResumableRun):
     unused = unused_states(self._objects.objects, states)
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved, self._objects.known)
-    self._pass_start = self._saved_here['random_epoch']
+    self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
     problems += self._restore_place()
     if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
 
-# %% ../../nbs/rooms/resume.run.ipynb #d94050be
+# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
 @patch
 def _note_pass(self:ResumableRun):
     "Note the random states with which a pass over the training data begins."
-    self._pass_start = random_states(self._loaders)
+    self._epoch_start = random_states(self._loaders)
 
 @patch
 def _watch_stream(self:ResumableRun):
@@ -258,12 +285,14 @@ def _how_the_stream_resumes(self:ResumableRun):
 
 @patch
 def _go_to_place(self:ResumableRun):
-    "Bring the training data to where they were."
-    place, now, keeps = self._stream.place, random_states(self._loaders), has_state_dict(self.learn.dls.train)
-    self._stream.place = None
-    if place is None or not (self.replay or keeps): return
-    set_random_states(self._loaders, self._pass_start)
-    self.learn.dl.go_to(place, run_forward=not keeps)
+    "Bring the training data to where they were, if this fit resumes."
+    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
+    is_told = self._told is not None and has_state_dict(loader)
+    if place is None or not (self.replay or is_told): return
+    now = random_states(self._loaders)
+    set_random_states(self._loaders, self._epoch_start)
+    if is_told: loader.load_state_dict(unplain(self._told))
+    self.learn.dl.go_to(place, run_forward=not is_told)
     set_random_states(self._loaders, now)
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
@@ -275,23 +304,6 @@ def _show_saved_rows(self:ResumableRun):
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
 
-# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
-@patch
-def _look_around(self:ResumableRun, callbacks):
-    "Look at all that this fit may change, as it is at the beginning."
-    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
-
-@patch
-def before_fit(self:ResumableRun):
-    "Write the first file, or resume between two epochs."
-    self._look_around([cb for cb in self.learn.cbs if cb is not self])
-    self._watch_stream()
-    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-    self._show_saved_rows()
-    if self.saved['done'] == 0:
-        self._restore()
-        self.saved = None
-
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
 def before_train(self:ResumableRun):
@@ -302,19 +314,6 @@ def before_train(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
-def _batches_left(self:ResumableRun, n_done, states):
-    "Return the batches of this epoch after the first `n_done`, with their numbers."
-    learn, keeps = self.learn, states.get('place') is not None     # then the loader begins at its place
-    if self._stream is not None:
-        learn.dl.n_done = n_done
-        return enumerate(learn.dl, n_done)
-    set_random_states(self._loaders, states['random_epoch'])
-    batches = enumerate(learn.dl, n_done if keeps else 0)
-    for _ in range(0 if keeps else n_done): next(batches, None)
-    set_random_states(self._loaders, states['random'])
-    return batches
-
-@patch
 def all_batches(self:ResumableRun):
     "Run the `Learner`'s loop over the batches; in a resumed epoch, over those that are left."
     learn = self.learn
@@ -322,7 +321,30 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    for i, batch in self._batches_left(n_done, states): learn.one_batch(i, batch)
+    batches = self._batches_left(n_done, states)
+    for i, batch in enumerate(batches, n_done): learn.one_batch(i, batch)
+
+@patch
+def _batches_left(self:ResumableRun, n_done, states):
+    "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+    if self._stream is not None:     # which is at its place
+        self.learn.dl.n_done = n_done
+        return self.learn.dl
+    loader, place = self.learn.dl, states.get('place')
+    is_told = place is not None and has_state_dict(loader)
+    set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
+    if not is_told:
+        batches = iter(loader)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(self._loaders, states['random'])
+        return batches
+    generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
+    drawn = generator and generator.get_state()
+    loader.load_state_dict(unplain(place))
+    batches = iter(loader)
+    if generator: generator.set_state(drawn)
+    set_global_random_states(states['random'])
+    return batches
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch

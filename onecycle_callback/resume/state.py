@@ -6,7 +6,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.state.h
 
 # %% auto #0
 __all__ = ['ObjectStates', 'unused_states', 'object_states', 'loader_states', 'random_states', 'set_random_states',
-           'warn_of_persistent_workers', 'model_state', 'set_model_state']
+           'set_global_random_states', 'warn_of_persistent_workers', 'model_state', 'set_model_state']
 
 # %% ../../nbs/rooms/resume.state.ipynb #048a7cb8
 import pickle
@@ -20,7 +20,7 @@ from fastai.callback.core import TrainEvalCallback
 from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders, Pipeline, Transform
-from fastai.learner import CastToTensor, Learner, Recorder
+from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -50,10 +50,12 @@ def _is_setting(encoded):
     values, seen = [encoded], set()
     while values:
         value = values.pop()
-        if isinstance(value, torch.Tensor) or type(value) is dict and value.get(KIND) in ('constant', 'generator'): return False
-        if type(value) not in (list, tuple, dict) or id(value) in seen: continue
+        kind = value.get(KIND) if type(value) is dict else None
+        if isinstance(value, torch.Tensor) or kind in ('constant', 'generator'): return False
+        if type(value) not in (list, tuple, dict) or kind == 'floats' or id(value) in seen: continue
         seen.add(id(value))
-        if not is_flat(value): values.extend(value.values() if isinstance(value, dict) else value)
+        inner = list(value.values()) if isinstance(value, dict) else value
+        if not is_flat(inner): values.extend(inner)
     return True
 
 # %% ../../nbs/rooms/resume.state.ipynb #8a1e2bbd
@@ -83,12 +85,14 @@ class ObjectStates:
     def __init__(self,
         objects:dict, # The objects, by the names that warnings use
         names=dict, # Returns the objects that stand in every such training, by name
-        skip=None # The attributes to leave out, by the name of the object
+        skip=None, # The attributes to leave out, by the name of the object
+        by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
-        self.objects, self.names, self.skip = objects, names, skip or {}
+        self.objects, self.names, self.skip, self.by_attributes = objects, names, skip or {}, by_attributes
         self.known, self.lost = Known(_KEPT), set[str]()
         self._packed:dict = {}
         self._pickles:dict = {}
+        self._initial:dict[str, dict] = {}
         self._again = {label for label, obj in objects.items() if _seen.get(id(obj)) is obj}
         for obj in objects.values(): self._note(obj)
         self._begin()
@@ -101,7 +105,7 @@ class ObjectStates:
 
     def _saves_itself(self, obj):
         "Return whether the `state_dict` of `obj` is all that it remembers; a layer's is part of the model's."
-        return has_state_dict(obj) and not isinstance(obj, nn.Module)
+        return has_state_dict(obj) and not isinstance(obj, nn.Module) and not self.by_attributes
 
     def _attributes(self, label):
         "Return the attributes of an object that may be state, by name."
@@ -116,7 +120,7 @@ class ObjectStates:
 def _begin(self:ObjectStates):
     "Look at all objects as they are at the beginning."
     encoder = Encoder(self.names(), self.known, learning=True, copy=True)
-    self._initial:dict[str, dict] = {}
+    self._initial = {}
     for label, obj in self.objects.items():
         initial = self._initial[label] = {}
         for name, value in ({} if self._saves_itself(obj) else self._attributes(label)).items():
@@ -145,7 +149,8 @@ def _save_object(self:ObjectStates, encoder, label):
         return {}
     attributes, lost = self._encode(encoder, label)
     initial = self._initial[label]
-    changed = [name for name, value in attributes.items() if name not in initial or not _is_same(value, initial[name], set())]
+    def is_changed(name, value): return name not in initial or not _is_same(value, initial[name], set())
+    changed = [name for name, value in attributes.items() if is_changed(name, value)]
     return dict(attributes=attributes, changed=changed, lost=lost)
 
 @patch
@@ -173,7 +178,7 @@ def _restore_object(self:ObjectStates, decoder, label, state):
     "Restore one object; return what could not be restored, and why."
     obj, current, problems = self.objects[label], self._attributes(label), []
     for name, value in self._to_restore(label, state).items():
-        try: new = decoder(value, current.get(name))
+        try: new = decoder.decode(value, current.get(name))
         except Exception as e:
             problems.append(f'{label}.{name}' + (f' ({e})' if isinstance(e, CannotRestore) else ''))
             continue
@@ -190,6 +195,13 @@ def _set(self:ObjectStates, obj, name, value):
 
 # %% ../../nbs/rooms/resume.state.ipynb #d7b5ca7d
 @patch
+def _load_whole(self:ObjectStates, label, state):
+    "Restore an object that saves itself, which may copy what it gets; return what could not be restored."
+    try: self.objects[label].load_state_dict(Decoder(self.names(), self.known).decode(state))
+    except CannotRestore as e: return [f'{label}.state_dict ({e})']
+    return []
+
+@patch
 def restore(self:ObjectStates,
     states:dict # What `save` returned, perhaps in an earlier process
 ) -> list: # Of text
@@ -197,7 +209,7 @@ def restore(self:ObjectStates,
     decoder, problems = Decoder(self.names(), self.known), []
     for label, obj in self.objects.items():
         state = states.get(label) or {}
-        if 'whole' in state: obj.load_state_dict(Decoder(decoder.names, self.known)(state['whole']))     # it may copy what it gets
+        if 'whole' in state: problems += self._load_whole(label, state['whole'])
         elif state: problems += self._restore_object(decoder, label, state)
     return problems
 
@@ -206,7 +218,8 @@ def unused_states(
     states:dict # What `save` returned
 ) -> list: # Of names
     "Return the names in `states` of objects that have changed and are not among `objects`."
-    return [name for name, state in states.items() if name not in objects and (state.get('whole') or state.get('changed'))]
+    def is_used(state): return state.get('whole') or state.get('changed')
+    return [name for name, state in states.items() if name not in objects and is_used(state)]
 
 # %% ../../nbs/rooms/resume.state.ipynb #1ec93867
 def _is_stateless(cb, learn):
@@ -224,13 +237,16 @@ def _numbered(objects):
     return by_name
 
 # %% ../../nbs/rooms/resume.state.ipynb #1b14dfaf
-_FIT_SETS = {*"""_metrics all_batches cbs create_mbar default_cbs dl dls epoch iter lock logger loss loss_grad lr model model_dir moms n_epoch
-    n_iter opt opt_func path pct_train pred scaler splitter train_bn train_iter training wd wd_bn_bias x xb y yb _do_fit""".split()}
+_FIT_SETS = {*"""_do_fit _metrics all_batches cbs create_mbar default_cbs dl dls epoch iter lock logger loss loss_grad
+    lr model model_dir moms n_epoch n_iter opt opt_func path pct_train pred scaler splitter train_bn train_iter
+    training wd wd_bn_bias x xb y yb""".split()}
 def _named_objects(learn, objects, loaders):
-    "Return the objects that stand in every such training, by name: what is stored elsewhere, and what isn't stored at all."
+    "Return the objects that stand in every such training, by name: those stored elsewhere, or not at all."
     model, opt = get_model(learn.model), learn.opt
-    named = {'learn': learn, 'dls': learn.dls, 'opt': opt, 'opt.opt': getattr(opt, 'opt', opt), 'model': learn.model, **objects}
-    for name, part in [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]: named[f'model.{name}'] = part
+    named = {'learn': learn, 'dls': learn.dls, 'opt': opt, 'opt.opt': getattr(opt, 'opt', opt)}
+    named |= {'model': learn.model} | objects
+    parts = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    named |= {f'model.{name}': part for name, part in parts}
     for i, p in enumerate(_other_parameters(learn)): named[f'opt.{i}'] = p
     for cb in learn.cbs: named.setdefault(type(cb).__name__, cb)
     for label, loader in loaders.items():
@@ -258,7 +274,7 @@ def object_states(
     learn, # The `Learner`, with an optimizer
     callbacks # The callbacks to include
 ) -> ObjectStates:
-    "Return the states of `callbacks`, of the metrics, the layers and the loss function of `learn`, and of `learn` itself."
+    "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
     callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb, OneCycle))
     recorder = getattr(learn, 'recorder', None)
@@ -271,40 +287,47 @@ def object_states(
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 # %% ../../nbs/rooms/resume.state.ipynb #9491c708
-# what a loader makes anew for each iteration
-_ITERATION = {'it', '_iterator', '_types', '_DataLoader__idxs', 'next_iter_state', '_initial_iter_for_state_dict'}
-
-class _LoaderStates(ObjectStates):
-    "Of a data loader, all attributes. Its `state_dict` is its place in a pass, which may only be restored between passes."
-    def _saves_itself(self, obj): return False
+_ITERATION = {'it', '_iterator', '_types', '_DataLoader__idxs'}      # what a loader makes anew for each iteration
 
 def loader_states(
     learn # The `Learner`, with an optimizer
 ) -> ObjectStates:
-    "Return the states of the data loaders of `learn`, with all that they hold except the data."
+    """Return the states of the data loaders of `learn`, with all that they hold except the data.
+
+    The `state_dict` of a loader is left alone, since it tells a place within an epoch, and some begin one to tell it."""
     loaders = _loaders(learn)
-    return _LoaderStates(loaders, lambda: _named_objects(learn, {}, loaders), dict.fromkeys(loaders, _ITERATION))
+    return ObjectStates(loaders, lambda: _named_objects(learn, {}, loaders), dict.fromkeys(loaders, _ITERATION), by_attributes=True)
 
 def random_states(
     loaders:ObjectStates # The data loaders
 ) -> dict: # Plain values
     "Return the states of all random generators that training draws from, in this process, and of the data loaders."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    own = dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(), cuda=cuda)
-    return Encoder()(own) | dict(loaders=loaders.save())
+    numpy = np.random.get_state(legacy=False)
+    own = dict(python=random.getstate(), numpy=numpy, torch=torch.get_rng_state(), cuda=cuda)
+    if torch.backends.mps.is_available(): own['mps'] = torch.mps.get_rng_state()
+    return Encoder().encode(own) | dict(loaders=loaders.save())
 
 def set_random_states(
     loaders:ObjectStates, # The data loaders
     states:dict # What `random_states` returned
 ) -> list: # Of text
     "Restore all random generators and the data loaders; return the names of what could not be restored."
-    own = Decoder()({name: state for name, state in states.items() if name != 'loaders'})
-    set_loader_generators(loaders.objects.values(), own.get('generators', []))
+    set_loader_generators(loaders.objects.values(), Decoder().decode(states.get('generators', [])))
+    set_global_random_states(states)
+    return loaders.restore(states['loaders'])
+
+def set_global_random_states(
+    states:dict # What `random_states` returned
+):
+    "Restore the random generators that belong to no data loader."
+    names = ('python', 'numpy', 'torch', 'cuda', 'mps')
+    own = Decoder().decode({name: states[name] for name in names if name in states})
     random.setstate(own['python'])
     np.random.set_state(own['numpy'])
     torch.set_rng_state(own['torch'])
     if own['cuda']: torch.cuda.set_rng_state_all(own['cuda'])
-    return loaders.restore(states['loaders'])
+    if own.get('mps') is not None: torch.mps.set_rng_state(own['mps'])
 
 # %% ../../nbs/rooms/resume.state.ipynb #0ef04ffe
 def warn_of_persistent_workers(
@@ -329,7 +352,8 @@ def _parameters(learn):
 def _model_parts(learn):
     "Return the parts of the training that save themselves, by name."
     weights, scaler = get_model(learn.model).state_dict(), getattr(learn, 'scaler', None)
-    for name in [name for name, value in weights.items() if is_lazy(value)]: del weights[name]     # a layer that isn't initialised
+    lazy = [name for name, value in weights.items() if is_lazy(value)]     # the first batch will make them
+    for name in lazy: del weights[name]
     return dict(weights=weights, others=[p.data for p in _other_parameters(learn)], opt=learn.opt.state_dict(),
                 scaler=None if scaler is None else scaler.state_dict())
 
@@ -340,8 +364,9 @@ def model_state(
 ) -> dict: # Plain values
     "Return the weights, the gradients and the optimizer's state."
     parameters = _parameters(learn)
-    return Encoder(known=known, copy=copy)(dict(
-        **_model_parts(learn), trained=[p.requires_grad for p in parameters], grads=[_gradient_to_save(p) for p in parameters]))
+    return Encoder(known=known, copy=copy).encode(dict(
+        **_model_parts(learn), trained=[p.requires_grad for p in parameters],
+        grads=[_gradient_to_save(p) for p in parameters]))
 
 # %% ../../nbs/rooms/resume.state.ipynb #456de752
 def _restore_parameter(p, trained, grad):
@@ -368,9 +393,11 @@ def set_model_state(
 ):
     "Restore the weights, the gradients and the optimizer's state."
     model, scaler, others = get_model(learn.model), getattr(learn, 'scaler', None), _other_parameters(learn)
-    state = Decoder(known=known)({name: state.get(name, []) for name in ('weights', 'others', 'opt', 'scaler', 'trained', 'grads')})
+    parts = ('weights', 'others', 'opt', 'scaler', 'trained', 'grads')
+    state = Decoder(known=known).decode({name: state.get(name, []) for name in parts})
     model.load_state_dict(state['weights'], strict=not any(map(is_lazy, model.parameters())))
     for p, value in zip(others, state['others']): p.data.copy_(value)
-    for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']): _restore_parameter(p, trained, grad)
+    for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']):
+        _restore_parameter(p, trained, grad)
     _load_optimizer(learn.opt, state['opt'])
     if state['scaler'] is not None and scaler is not None: scaler.load_state_dict(state['scaler'])

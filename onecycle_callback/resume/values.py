@@ -27,6 +27,7 @@ from operator import is_
 from pathlib import Path, PurePath
 from threading import Lock, RLock
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -49,11 +50,13 @@ def full_name(obj):
 
 # %% ../../nbs/rooms/resume.values.ipynb #2a64862e
 _VALUES = {full_name(t): t for t in (
-    set, frozenset, bytearray, complex, range, slice, deque, defaultdict, OrderedDict, Counter, partial, SimpleNamespace, datetime.datetime,
-    datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID, torch.Size, torch.device)}
+    set, frozenset, bytearray, complex, range, slice, deque, defaultdict, OrderedDict, Counter, partial,
+    SimpleNamespace, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID,
+    torch.Size, torch.device)}
 
 # %% ../../nbs/rooms/resume.values.ipynb #d15b55c6
-KEPT = [ModuleType, io.IOBase, weakref.ref, logging.Logger, torch.autocast, type(lru_cache(len)), type(Lock()), type(RLock())]
+KEPT = (ModuleType, io.IOBase, weakref.ref, logging.Logger, torch.autocast, type(lru_cache(len)), type(Lock()),
+        type(RLock()))
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, np.ufunc, type)
 _FLAT = {type(None), bool, float, str, bytes}
@@ -136,13 +139,16 @@ class Known:
     def find_class(self, name):
         "Return the class of this name, `None` if it isn't known."
         if name in self.classes or name in _VALUES: return self.classes.get(name) or _VALUES[name]
-        modules = {cls.__module__ for cls in self.classes.values()}
-        ours = [m for m in modules if m in sys.modules and m.partition('.')[0] not in sys.stdlib_module_names or m == '__main__']
-        found = [c for m in ours if name.startswith(m + '.') and isinstance(c := vars(sys.modules[m]).get(name[len(m) + 1:]), type)]
-        if found and full_name(found[0]) == name: return found[0]
         module, _, short = name.rpartition('.')
-        layer = getattr(sys.modules.get(module), short, None) if module.startswith(('torch.nn.', 'torch.optim.swa_utils')) else None
-        return layer if isinstance(layer, type) and issubclass(layer, nn.Module) else None
+        found = vars(sys.modules[module]).get(short) if module in sys.modules else None
+        if not isinstance(found, type) or full_name(found) != name: return None
+        is_layer = issubclass(found, nn.Module) and module.startswith(('torch.nn.', 'torch.optim.swa_utils'))
+        return found if is_layer or module in self._modules() else None
+
+    def _modules(self):
+        "Return the modules, none of Python's own, from which the training uses a class."
+        modules = {cls.__module__ for cls in self.classes.values()}
+        return {m for m in modules if m == '__main__' or m.partition('.')[0] not in sys.stdlib_module_names}
 
 # %% ../../nbs/rooms/resume.values.ipynb #deae9588
 def _has_storage(t):
@@ -175,14 +181,14 @@ class Encoder:
 def attempt(self:Encoder, value, encode=None):
     "Encode `value`; if that fails, forget what was encoded on the way."
     n_known = len(self.memo)
-    try: return self(value) if encode is None else encode(value)
+    try: return self.encode(value) if encode is None else encode(value)
     except Exception as e:      # whatever the objects of others raise
         while len(self.memo) > n_known: self.memo.popitem()
         raise e if isinstance(e, CannotStore) else CannotStore(f'a {type(value).__name__}') from e
 
 # %% ../../nbs/rooms/resume.values.ipynb #23e3922d
 @patch
-def __call__(self:Encoder, value):
+def encode(self:Encoder, value):
     "Return `value` as plain values."
     kind = type(value)
     if kind in _FLAT: return value
@@ -192,7 +198,7 @@ def __call__(self:Encoder, value):
     if isinstance(value, torch.Tensor): return self._tensor(value)
     if isinstance(value, (np.ndarray, np.generic)): return self._array(value)
     if kind is list: return self._list(value)
-    if kind is tuple: return self._remember(value, tuple(map(self, value)))
+    if kind is tuple: return self._remember(value, tuple(map(self.encode, value)))
     if kind is dict: return self._dict(value)
     return self._other(value)
 
@@ -211,7 +217,7 @@ def _tensor(self:Encoder, t):
     if t.layout is torch.strided and (name := self.storages.get(t.untyped_storage().data_ptr())) and t.numel():
         return {KIND: 'view', 'of': name, 'size': tuple(t.shape), 'stride': t.stride(), 'offset': t.storage_offset()}
     if (constant := self._constant(t)) is not None: return self._remember(t, constant)
-    bare, more = bare_tensor(t, self.copy), {}
+    bare, more = bare_tensor(t, self.copy), dict[str, Any]()
     if self.learning: self.known.add_class(type(t))
     if isinstance(t, nn.Parameter): more['parameter'] = True
     elif type(t) is not torch.Tensor and self.known.find_class(full_name(type(t))): more['class'] = full_name(type(t))
@@ -227,9 +233,10 @@ def _array(self:Encoder, value):
     array = np.asarray(value)
     if array is value and (constant := self._constant(value)) is not None: return self._remember(value, constant)
     content = _array_bytes(array)
+    dtype = self.encode(np.lib.format.dtype_to_descr(array.dtype))
     return self._remember(value, {
         KIND: 'number' if isinstance(value, np.generic) else 'array', 'of': content.clone() if self.copy else content,
-        'dtype': self(np.lib.format.dtype_to_descr(array.dtype)), 'shape': array.shape, 'order': 'F' if array.flags.fnc else 'C'})
+        'dtype': dtype, 'shape': array.shape, 'order': 'F' if array.flags.fnc else 'C'})
 
 # %% ../../nbs/rooms/resume.values.ipynb #0a78cdc9
 def is_flat(values):
@@ -243,7 +250,8 @@ def _pack(self:Encoder, values):
     seen, tensor = self.packed.get(id(values), ((), None))
     if len(seen) > len(values) or not all(map(is_, seen, values)): seen, tensor = (), None
     first, new = values[0], values[len(seen):]
-    if not all(type(t) is type(first) and t.ndim == 0 and t.dtype is first.dtype and t.device == first.device for t in new): return None
+    def fits(t): return type(t) is type(first) and t.ndim == 0 and t.dtype is first.dtype and t.device == first.device
+    if not all(map(fits, new)): return None
     if new:
         more = bare_tensor(torch.stack([t.detach() for t in new]))
         tensor = more if tensor is None else torch.cat([tensor, more])
@@ -257,8 +265,10 @@ def _list(self:Encoder, values):
         packed = None if id(values[0]) in self.names else self._pack(values)
         if packed is not None:
             return self._remember(values, {KIND: 'scalars', 'of': packed, 'class': full_name(type(values[0]))})
+    if len(values) > 8 and set(map(type, values)) == {float}:
+        return self._remember(values, {KIND: 'floats', 'of': torch.tensor(values, dtype=torch.float64)})
     encoded = self._remember(values, [])
-    encoded += values if is_flat(values) else map(self, values)
+    encoded += values if is_flat(values) else map(self.encode, values)
     return encoded
 
 @patch
@@ -266,11 +276,11 @@ def _dict(self:Encoder, values):
     "Encode a dictionary; if its keys are more than numbers and text, as pairs."
     encoded = self._remember(values, {})
     if KIND in values or not is_flat([*values]): encoded.update(self._pairs(values.items()) | {KIND: 'dict'})
-    else: encoded.update(zip(values, map(self, values.values())))
+    else: encoded.update(zip(values, map(self.encode, values.values())))
     return encoded
 
 @patch
-def _pairs(self:Encoder, items): return {'pairs': [[self(k), self(v)] for k, v in items]}
+def _pairs(self:Encoder, items): return {'pairs': [[self.encode(k), self.encode(v)] for k, v in items]}
 
 # %% ../../nbs/rooms/resume.values.ipynb #7e27fe3c
 @patch
@@ -292,11 +302,11 @@ def _reduced(self:Encoder, value):
     if not isinstance(function, type): raise CannotStore(f'a {kind.__name__}')
     if not is_new and full_name(function) not in _VALUES: raise CannotStore(f'a {kind.__name__}')
     encoded = self._remember(value, {KIND: 'new' if is_new else 'call', 'of': self._known_name(function)})
-    encoded['args'] = [self(arg) for arg in args]
+    encoded['args'] = [self.encode(arg) for arg in args]
     own_state = getattr(kind, '__getstate__', None) is not getattr(object, '__getstate__', None)
-    if type(state) is dict and is_new and not own_state: encoded['vars'] = self(dict(state))
-    elif state is not None: encoded['state'] = self(state)
-    if items is not None: encoded['items'] = [self(item) for item in items]
+    if type(state) is dict and is_new and not own_state: encoded['vars'] = self.encode(dict(state))
+    elif state is not None: encoded['state'] = self.encode(state)
+    if items is not None: encoded['items'] = [self.encode(item) for item in items]
     if pairs is not None: encoded |= self._pairs(pairs)
     return encoded
 
@@ -314,7 +324,7 @@ def _object(self:Encoder, value):
         try: return self.attempt(value, self._reduced)
         except CannotStore:
             if not can_save_itself: raise
-    return self._remember(value, {KIND: 'state_dict', 'of': self(value.state_dict())})
+    return self._remember(value, {KIND: 'state_dict', 'of': self.encode(value.state_dict())})
 
 # %% ../../nbs/rooms/resume.values.ipynb #2f31a5eb
 @patch
@@ -329,7 +339,7 @@ def _function(self:Encoder, value):
 def _method(self:Encoder, value):
     "Encode a method as its object and its name."
     if isinstance(value.__self__, type): return self._function(value)
-    return {KIND: 'method', 'of': self(value.__self__), 'name': value.__name__}
+    return {KIND: 'method', 'of': self.encode(value.__self__), 'name': value.__name__}
 
 @patch
 def _other(self:Encoder, value):
@@ -339,10 +349,12 @@ def _other(self:Encoder, value):
     if isinstance(value, MethodType): return self._method(value)
     if isinstance(value, PurePath): return {KIND: 'path', 'of': str(value)}
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)): return {KIND: 'torch', 'of': str(value)}
-    if isinstance(value, np.dtype): return {KIND: 'dtype', 'of': self(np.lib.format.dtype_to_descr(value))}
-    if isinstance(value, Enum): return {KIND: 'enum', 'of': self._known_name(type(value)), 'value': self(value.value)}
+    if isinstance(value, np.dtype): return {KIND: 'dtype', 'of': self.encode(np.lib.format.dtype_to_descr(value))}
+    if isinstance(value, Enum):
+        return {KIND: 'enum', 'of': self._known_name(type(value)), 'value': self.encode(value.value)}
     for name, (kind, _, get_state, _) in _GENERATORS.items():
-        if type(value) is kind: return self._remember(value, {KIND: 'generator', 'of': name, 'state': self(get_state(value))})
+        if type(value) is kind:
+            return self._remember(value, {KIND: 'generator', 'of': name, 'state': self.encode(get_state(value))})
     return self._object(value)
 
 # %% ../../nbs/rooms/resume.values.ipynb #8a1505f8
@@ -369,14 +381,14 @@ class Decoder:
 
 # %% ../../nbs/rooms/resume.values.ipynb #6a095641
 @patch
-def __call__(self:Decoder, value, old=None):
+def decode(self:Decoder, value, old=None):
     "Return what `value` stands for, in `old` where that is possible."
     if id(value) in self.memo: return self.memo[id(value)]
     if isinstance(value, torch.Tensor): return self._remember(value, self._fill_tensor(old, value))
     if type(value) is list: return self._fill_list(self._remember(value, old if self._take(old, list) else []), value)
     if type(value) is tuple:
         olds = old if type(old) is tuple and len(old) == len(value) else [None] * len(value)
-        return self._remember(value, tuple(map(self, value, olds)))
+        return self._remember(value, tuple(map(self.decode, value, olds)))
     if type(value) is not dict: return value
     if KIND in value: return getattr(self, f'_make_{value[KIND]}')(value, old)
     return self._fill_dict(self._remember(value, old if self._take(old, dict) else {}), value)
@@ -399,7 +411,8 @@ def _copied(self:Decoder, old, new):
 @patch
 def _fill_list(self:Decoder, target, values):
     "Make the list `target` hold `values`."
-    target[:] = values if is_flat(values) else [self(v, old) for v, old in zip(values, target + [None] * len(values))]
+    olds = target + [None] * len(values)
+    target[:] = values if is_flat(values) else [self.decode(v, old) for v, old in zip(values, olds)]
     return target
 
 def _is_kept(value): return type(value) is dict and value.get(KIND) == 'kept'
@@ -407,12 +420,12 @@ def _is_kept(value): return type(value) is dict and value.get(KIND) == 'kept'
 @patch
 def _fill_dict(self:Decoder, target, values):
     "Make the dictionary `target` hold `values`."
-    filled = {k: self(v, target.get(k)) for k, v in values.items() if not _is_kept(v) or k in target}
+    filled = {k: self.decode(v, target.get(k)) for k, v in values.items() if not _is_kept(v) or k in target}
     target.clear()
     target.update(filled)
     return target
 
-# %% ../../nbs/rooms/resume.values.ipynb #2118bef3
+# %% ../../nbs/rooms/resume.values.ipynb #f456e190
 @patch
 def _make_kept(self:Decoder, value, old):
     "Keep the live value."
@@ -431,7 +444,7 @@ def _make_path(self:Decoder, value, old):
 @patch
 def _make_dtype(self:Decoder, value, old):
     "Return a type of NumPy."
-    return np.lib.format.descr_to_dtype(self(value['of']))
+    return np.lib.format.descr_to_dtype(self.decode(value['of']))
 
 @patch
 def _make_torch(self:Decoder, value, old):
@@ -440,6 +453,7 @@ def _make_torch(self:Decoder, value, old):
     if isinstance(constant, (torch.dtype, torch.layout, torch.memory_format)): return constant
     raise CannotRestore(value['of'])
 
+# %% ../../nbs/rooms/resume.values.ipynb #14a503ec
 @patch
 def _make_name(self:Decoder, value, old):
     "Return the object of this name."
@@ -462,7 +476,7 @@ def _make_function(self:Decoder, value, old):
 @patch
 def _make_method(self:Decoder, value, old):
     "Return a method."
-    owner = self(value['of'], getattr(old, '__self__', None))
+    owner = self.decode(value['of'], getattr(old, '__self__', None))
     if isinstance(getattr(type(owner), value['name'], None), FunctionType): return getattr(owner, value['name'])
     raise CannotRestore(f'the method {value["name"]}')
 
@@ -477,28 +491,36 @@ def _make_constant(self:Decoder, value, old):
         return self._remember(value, live.clone() if isinstance(live, torch.Tensor) else live.copy())
     raise CannotRestore('a constant that has other values now')
 
+# %% ../../nbs/rooms/resume.values.ipynb #d6880ff9
 @patch
 def _make_tensor(self:Decoder, value, old):
     "Return a tensor of a class of its own, or with a gradient."
-    new = value['of']
-    if value.get('device') and old is None: new = new.to(value['device']) if _is_available(value['device']) else new
-    cls = nn.Parameter if value.get('parameter') else self.known.find_class(value.get('class', '')) or torch.Tensor
+    new, device = value['of'], value.get('device')
+    if device and old is None and _is_available(device): new = new.to(device)
+    cls = nn.Parameter if value.get('parameter') else self._tensor_class(value.get('class', ''))
     result = self._fill_tensor(old if type(old) is cls else None, new)
-    if result is not old:
-        result = nn.Parameter(result, False) if cls is nn.Parameter else result.as_subclass(cls) if issubclass(cls, torch.Tensor) else result
+    if result is not old: result = nn.Parameter(result, False) if cls is nn.Parameter else result.as_subclass(cls)
     if result.is_leaf: result.requires_grad_(value.get('requires_grad', False))
     return self._remember(value, result)
 
+@patch
+def _tensor_class(self:Decoder, name):
+    "Return the class of tensors of this name, `Tensor` if it isn't known."
+    cls = self.known.find_class(name)
+    return cls if cls is not None and issubclass(cls, torch.Tensor) else torch.Tensor
+
 def _is_available(device):
+    "Return whether this machine has the `device`."
     try: return bool(torch.empty(0, device=device).numel() == 0)
     except Exception: return False
 
 @patch
 def _make_array(self:Decoder, value, old):
     "Return an array of NumPy."
-    dtype = np.lib.format.descr_to_dtype(self(value['dtype']))
+    dtype = np.lib.format.descr_to_dtype(self.decode(value['dtype']))
     new = value['of'].numpy().view(dtype).reshape(value['shape'], order=value['order'])
-    if type(old) is np.ndarray and (old.shape, old.dtype) == (new.shape, dtype) and old.flags.writeable and self._take(old, np.ndarray):
+    fits = type(old) is np.ndarray and (old.shape, old.dtype) == (new.shape, dtype) and old.flags.writeable
+    if fits and self._take(old, np.ndarray):
         old[...] = new
         return self._remember(value, old)
     return self._remember(value, new.copy('K'))
@@ -506,21 +528,29 @@ def _make_array(self:Decoder, value, old):
 @patch
 def _make_number(self:Decoder, value, old):
     "Return a number of NumPy."
-    return value['of'].numpy().view(np.lib.format.descr_to_dtype(self(value['dtype']))).reshape(())[()]
+    return value['of'].numpy().view(np.lib.format.descr_to_dtype(self.decode(value['dtype']))).reshape(())[()]
+
+@patch
+def _make_floats(self:Decoder, value, old):
+    "Return a list of floats."
+    target = self._remember(value, old if self._take(old, list) else [])
+    target[:] = value['of'].tolist()
+    return target
 
 @patch
 def _make_scalars(self:Decoder, value, old):
     "Return a list of tensors of one number each."
     target = self._remember(value, old if self._take(old, list) else [])
-    cls = self.known.find_class(value['class']) or torch.Tensor
-    target[:] = [t.as_subclass(cls) for t in value['of'].unbind()] if issubclass(cls, torch.Tensor) else value['of'].unbind()
+    cls = self._tensor_class(value['class'])
+    target[:] = [t.as_subclass(cls) for t in value['of'].unbind()]
     return target
 
+# %% ../../nbs/rooms/resume.values.ipynb #3b5a0c84
 @patch
 def _make_generator(self:Decoder, value, old):
     "Return a random generator."
     kind, make, _, set_state = _GENERATORS[value['of']]
-    state = self(value['state'])
+    state = self.decode(value['state'])
     generator = self._remember(value, old if self._take(old, kind) else make(state))
     set_state(generator, state)
     return generator
@@ -530,7 +560,7 @@ def _make_enum(self:Decoder, value, old):
     "Return a member of an `Enum`."
     cls = self.known.find_class(value['of'])
     if cls is None or not issubclass(cls, Enum): raise CannotRestore(f'a {value["of"]}')
-    return cls(self(value['value']))
+    return cls(self.decode(value['value']))
 
 @patch
 def _make_dict(self:Decoder, value, old):
@@ -542,17 +572,17 @@ def _make_dict(self:Decoder, value, old):
 def _make_state_dict(self:Decoder, value, old):
     "Restore an object that saves itself."
     if not has_state_dict(old): raise CannotRestore('an object that is not there now')
-    old.load_state_dict(Decoder(self.names, self.known)(value['of']))     # it may copy what it gets
+    old.load_state_dict(Decoder(self.names, self.known).decode(value['of']))     # it may copy what it gets
     return self._remember(value, old)
 
-# %% ../../nbs/rooms/resume.values.ipynb #f456e190
+# %% ../../nbs/rooms/resume.values.ipynb #974ea857
 @patch
 def _fill_pairs(self:Decoder, target, pairs):
     "Make a dictionary hold `pairs`."
     filled = {}
     for k, v in pairs:
-        key = self(k)
-        filled[key] = self(v, target.get(key))
+        key = self.decode(k)
+        filled[key] = self.decode(v, target.get(key))
     target.clear()
     for k, v in filled.items(): target[k] = v
     return target
@@ -570,25 +600,22 @@ def _is_made_by(value, args):
 @patch
 def _make_object(self:Decoder, value, old):
     "Return an object, made without a call if it is of a class of the training."
-    cls, args = self.known.find_class(value['of']), [self(arg) for arg in value['args']]
+    cls, args = self.known.find_class(value['of']), [self.decode(arg) for arg in value['args']]
     if cls is None: raise CannotRestore(f'a {value["of"]}')
     if value[KIND] == 'call' and value['of'] not in _VALUES: raise CannotRestore(f'a {value["of"]}')
     if type(old) is cls and (not args or _is_made_by(old, args)) and self._take(old, cls): result = old
     else: result = cls(*args) if value[KIND] == 'call' else cls.__new__(cls, *args)
     self._remember(value, result)
     if 'vars' in value: self._fill_dict(vars(result), value['vars'])
-    if 'state' in value: self._set_state(result, self(value['state'], _state_of(old) if result is old else None))
+    if 'state' in value: self._set_state(result, self.decode(value['state'], _state_of(old) if result is old else None))
     if 'items' in value:
         olds = list(result)
         result.clear()
-        result.extend(self(v, o) for v, o in zip_longest(value['items'], olds[:len(value['items'])]))
+        result.extend(self.decode(v, o) for v, o in zip_longest(value['items'], olds[:len(value['items'])]))
     if 'pairs' in value: self._fill_pairs(result, value['pairs'])
     return result
 
-@patch
-def _make_new(self:Decoder, value, old): return self._make_object(value, old)
-@patch
-def _make_call(self:Decoder, value, old): return self._make_object(value, old)
+Decoder._make_new = Decoder._make_call = Decoder._make_object
 
 def _state_of(value):
     "Return the state that pickle would store of `value`."
@@ -601,14 +628,15 @@ def _set_state(self:Decoder, obj, state):
     for part in state if isinstance(state, tuple) else [state]:
         for name, value in (part or {}).items(): object.__setattr__(obj, name, value)
 
+# %% ../../nbs/rooms/resume.values.ipynb #1c7620e8
 def plain(
     value # Numbers, text, tensors, arrays, and lists, tuples, dictionaries, … of them
 ): # The same as tensors and plain values only
     "Return `value` in a form that `torch.load(weights_only=True)` accepts; raises `CannotStore` if it has none."
-    return Encoder()(value)
+    return Encoder().encode(value)
 
 def unplain(
     value # What `plain` returned
 ): # What `plain` was given
     "Return the inverse of `plain`."
-    return Decoder()(value)
+    return Decoder().decode(value)
