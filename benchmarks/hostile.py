@@ -167,6 +167,11 @@ def drawn_attack(rng):
         return Kill(place, rng.randint(1, 14 if place == 'batch' else 3))
     return Stop(rng.choice(['SIGTERM', 'Ctrl-C', 'limit']), rng.randint(1, EPOCHS * N_BATCH))
 
+class Trains(Callback):
+    "Note that this process trains, and doesn't only load a complete cycle."
+    n = 0
+    def before_fit(self): self.n += 1
+
 REFUSED, INTERRUPTED, STOPPED = 3, 4, 5     # exit codes of a child
 
 def child(folder, case, checkpoint, attack):
@@ -174,16 +179,19 @@ def child(folder, case, checkpoint, attack):
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
     warnings.showwarning = lambda message, *_: print(message)
-    learn, cbs = case.learner(folder), [CALLBACKS[name]() for name in case.cbs]
+    learn, cbs, trains = case.learner(folder), [CALLBACKS[name]() for name in case.cbs], Trains()
     checkpoint = CycleCheckpoint(NAME, every=case.every) if checkpoint else None
-    try: learn.fit_one_cycle(EPOCHS, .01, cbs=[*cbs, *([attack] if attack else [])], checkpoint=checkpoint)
+    try: learn.fit_one_cycle(EPOCHS, .01, cbs=[*cbs, trains, *([attack] if attack else [])], checkpoint=checkpoint)
     except BlockingIOError: sys.exit(REFUSED)
     except KeyboardInterrupt: sys.exit(INTERRUPTED)
     if len(learn.recorder.hps['lr']) < EPOCHS * N_BATCH: sys.exit(STOPPED)
     r = learn.recorder
-    averages = [cb.model_average.state_dict() for cb in cbs if isinstance(cb, Average) and cb.model_average is not None]
-    torch.save(dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps, starts=r.starts,
-                    values=[[float(v) for v in row] for row in r.values], averages=averages), folder/'result')
+    result = dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps, starts=r.starts,
+                  values=[[float(v) for v in row] for row in r.values])
+    torch.save(result, folder/'loaded')
+    if not trains.n: return
+    averages = [cb.model_average.state_dict() for cb in cbs if isinstance(cb, Average)]
+    torch.save(result | dict(averages=averages), folder/'result')
 
 def start(folder, case, checkpoint=True, attack=None):
     process = get_context('fork').Process(target=child, args=(folder, case, checkpoint, attack))
@@ -249,7 +257,7 @@ def hostile(n_kills, seed=0, root=None, max_kills=8, n_damages=10):
         for f in (calm, folder): f.mkdir()
         start(calm, case, checkpoint=False).join()
         attack_run(folder, case, rng, figures, min(max_kills, n_kills - figures['kills']), n_damages)
-        is_same = same(*(torch.load(f/'result', weights_only=True) for f in (calm, folder)))
+        is_same = all(same(*(torch.load(f/name, weights_only=True) for f in (calm, folder))) for name in ('loaded', 'result'))
         is_same_log = rows_of(calm) == rows_of(folder)
         figures.update(runs=1, resumes=len(resumes(folder)), different_runs=not is_same, different_logs=not is_same_log)
         if not (is_same and is_same_log): print(f'different: {case} ({folder})', file=sys.stderr, flush=True)

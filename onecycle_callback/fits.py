@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .internals import OwnLoop
@@ -92,8 +91,8 @@ def _set_aside_during(validation_context):
         return contexts
     return wrapped
 
-Learner.fit = _own_or_nested(Learner.fit)                                           # type: ignore[method-assign]
-Learner.validation_context = _set_aside_during(Learner.validation_context)          # type: ignore[method-assign]
+Learner.fit = _own_or_nested(Learner.fit)
+Learner.validation_context = _set_aside_during(Learner.validation_context)
 
 # %% ../nbs/rooms/fits.ipynb #5e9984cc
 def _without_running_fit(getstate):
@@ -106,4 +105,4 @@ def _without_running_fit(getstate):
         return state | dict(cbs=L(cb for cb in self.cbs if not is_of_the_fit(cb)))
     return wrapped
 
-Learner.__getstate__ = _without_running_fit(Learner.__getstate__)                  # type: ignore[method-assign]
+Learner.__getstate__ = _without_running_fit(Learner.__getstate__)

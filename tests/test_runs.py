@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, SGD
+from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
 
-from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
+from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
 

@@ -60,7 +60,7 @@ def _loss_as_text(loss):
     "Return the name of a loss function and the settings that it has."
     if isinstance(loss, partial):
         return f'{_loss_as_text(loss.func)} with {_as_text(loss.args)}, {sorted((k, _as_text(v)) for k, v in loss.keywords.items())}'
-    settings = {}
+    settings:dict = {}
     for obj in (getattr(loss, 'func', None), loss):     # fastai's losses hold one of torch as `func`
         settings |= {name: value for name, value in getattr(obj, '__dict__', {}).items()
                      if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
