@@ -130,6 +130,41 @@ def _loader_place(self:ResumableRun):
     try: return plain(loader.state_dict()) if has_state_dict(loader) else None
     except CannotStore: return None
 
+# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
+@patch
+def _note_pass(self:ResumableRun):
+    "Note the random states with which a pass over the training data begins."
+    self._epoch_start = random_states(self._loaders)
+
+@patch
+def _watch_stream(self:ResumableRun):
+    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
+    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
+    self._stream = streams[0] if streams else None
+    if self._stream is not None: self._stream.on_pass = self._note_pass
+
+@patch
+def _how_the_stream_resumes(self:ResumableRun):
+    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
+    if self._stream is None: return ''
+    place = self._saved_here['carried'].get(type(self._stream).__name__, {}).get('whole')
+    if not place or self._saved_here.get('place') is not None or place['n_taken'] == 0: return ''
+    if not self.replay: return ' The batches of dls.train are taken as they come.'
+    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be repeated, '
+            f'CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+
+@patch
+def _go_to_place(self:ResumableRun):
+    "Bring the training data to where they were, if this fit resumes."
+    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
+    is_told = self._told is not None and has_state_dict(loader)
+    if place is None or not (self.replay or is_told): return
+    now = random_states(self._loaders)
+    set_random_states(self._loaders, self._epoch_start)
+    if is_told: loader.load_state_dict(unplain(self._told))
+    self.learn.dl.go_to(place, run_forward=not is_told)
+    set_random_states(self._loaders, now)
+
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
 def _logs(self:ResumableRun):
@@ -259,41 +294,6 @@ def _restore(self:ResumableRun):
     self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
     problems += self._restore_place()
     if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
-
-# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
-@patch
-def _note_pass(self:ResumableRun):
-    "Note the random states with which a pass over the training data begins."
-    self._epoch_start = random_states(self._loaders)
-
-@patch
-def _watch_stream(self:ResumableRun):
-    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
-    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
-    self._stream = streams[0] if streams else None
-    if self._stream is not None: self._stream.on_pass = self._note_pass
-
-@patch
-def _how_the_stream_resumes(self:ResumableRun):
-    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
-    if self._stream is None: return ''
-    place = self._saved_here['carried'].get(type(self._stream).__name__, {}).get('whole')
-    if not place or self._saved_here.get('place') is not None or place['n_taken'] == 0: return ''
-    if not self.replay: return ' The batches of dls.train are taken as they come.'
-    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be repeated, '
-            f'CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
-
-@patch
-def _go_to_place(self:ResumableRun):
-    "Bring the training data to where they were, if this fit resumes."
-    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
-    is_told = self._told is not None and has_state_dict(loader)
-    if place is None or not (self.replay or is_told): return
-    now = random_states(self._loaders)
-    set_random_states(self._loaders, self._epoch_start)
-    if is_told: loader.load_state_dict(unplain(self._told))
-    self.learn.dl.go_to(place, run_forward=not is_told)
-    set_random_states(self._loaders, now)
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
