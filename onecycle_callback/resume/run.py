@@ -293,7 +293,9 @@ def _restore(self:ResumableRun):
     set_model_state(self.learn, self.saved, self._objects.known)
     self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
     problems += self._restore_place()
-    if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
+    if problems:
+        warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
+             'the cycle resumes with what is there now')
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
