@@ -355,7 +355,7 @@ class OneCyclePlan:
                 for end, column in zip(('first', 'last'), columns.T)}
         return pd.DataFrame(rows).rename_axis('epoch')
 
-    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (`lr_0`, `lr_1`, … with several groups), `mom`
+    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
         "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
         batches = np.arange(len(self))
         return batch_frame(batches // self.n_batch, batches, lr=self.lrs, mom=self.moms)

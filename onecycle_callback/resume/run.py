@@ -150,8 +150,8 @@ def _how_the_stream_resumes(self:ResumableRun):
     place = self._saved_here['carried'].get(type(self._stream).__name__, {}).get('whole')
     if not place or self._saved_here.get('place') is not None or place['n_taken'] == 0: return ''
     if not self.replay: return ' The batches of dls.train are taken as they come.'
-    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be repeated, '
-            f'CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be '
+            f'repeated, CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
 
 @patch
 def _go_to_place(self:ResumableRun):
@@ -188,8 +188,9 @@ def _cut_logs(self:ResumableRun):
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._epoch_start if self._is_in_pass(n_done) else None,
-                            carried=self._objects.save(), place=self._loader_place() if self._is_in_pass(n_done) else None))
+    in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
+    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(),
+                            **dict(random_epoch=None, place=None) | in_pass))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
