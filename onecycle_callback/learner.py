@@ -21,23 +21,24 @@ from fastcore.meta import delegates
 
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
-from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
+from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle, takes_cycle
 from .internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
-from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule, takes_schedule
+from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
 @patch
 @accept_fastai_names
-@takes_schedule
+@takes_cycle
 def preview_one_cycle(self:Learner,
     cycle_len:int, # Number of epochs
-    **schedule
+    **arguments
 ) -> OneCyclePlan: # Shown in a notebook as a table and a picture
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
-    return plan_for(OneCycleSchedule(**schedule), self, check_whole('cycle_len', cycle_len))
+    cycle = OneCycle(**arguments)
+    return plan_for(cycle.schedule, self, check_whole('cycle_len', cycle_len), n_batch=cycle.n_batch)
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
@@ -94,13 +95,14 @@ def _check_epochs(
 
 # %% ../nbs/04_learner.ipynb #61bdff3a
 def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
-               **schedule):
+               **arguments):
     "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
-    cycle, epochs = OneCycle(**schedule), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    plan, opt = plan_for(cycle.schedule, learn, cycle_len, reset_opt), prospective_opt(learn, reset_opt)[0]
+    plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
+    opt = prospective_opt(learn, reset_opt)[0]
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, epochs, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
@@ -109,7 +111,7 @@ def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_ep
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
 @accept_fastai_names
-@takes_schedule
+@takes_cycle
 def fit_one_cycle(self:Learner,
     cycle_len:int, # Number of epochs
     *,
@@ -119,7 +121,7 @@ def fit_one_cycle(self:Learner,
     start_epoch:int=0, # The epoch of the cycle to start with, counted from 0
     stop_epoch:int|None=None, # The epoch of the cycle to stop before, as in `range`; default `cycle_len`
     checkpoint:str|CycleCheckpoint|None=None, # Name of a file from which the same call resumes after a crash
-    **schedule
+    **arguments
 ):
     """Train for one cycle: the LR rises to `max_lr` and comes back, one smooth curve over all batches of all epochs.
 
@@ -128,7 +130,7 @@ def fit_one_cycle(self:Learner,
     cbs = L(cbs)
     cycle, epochs, wd, run = _validated(
         self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
-        checkpoint=checkpoint, **schedule)
+        checkpoint=checkpoint, **arguments)
     with nullcontext() if run is None else run.held():
         if reset_opt or self.opt is None: self.create_opt()
         if run is not None and run.is_complete: return run.finish()

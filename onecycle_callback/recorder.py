@@ -1,4 +1,4 @@
-"""`Recorder.plot_lr` and `Recorder.plot_sched`: what was used
+"""`Recorder.plot_lr`, `Recorder.plot_sched` and `Recorder.to_frame`: what was used
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 
@@ -11,12 +11,14 @@ __all__ = []
 from bisect import bisect_left
 
 import numpy as np
+import torch
 from fastai.callback.core import Callback
 from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
 from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
+from .frame import batch_frame
 from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
@@ -32,8 +34,9 @@ def __call__(self:Recorder, event_name):
 def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
     if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
-    recorded = self.hps.get('lr', vars(self).get('lrs', ()))
-    self.starts.setdefault(getattr(self, 'epoch', 0), len(recorded))
+    lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
+    if losses or getattr(self, 'train_iter', 0) == 0: self.by_batch = dict(lr=lrs, train_loss=losses)
+    self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', lrs)))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
@@ -98,3 +101,22 @@ def plot_sched(self:Recorder,
 ): # The axes: a single one, or a list
     "Draw each hyper-parameter that a scheduler set in the last fit; raises `ValueError` if none was recorded."
     return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)
+
+# %% ../nbs/05_recorder.ipynb #adce2092
+def _losses(recorder, n):
+    "Return the training loss of each of `n` recorded batches, or `None` if the data has no targets."
+    losses = recorder.by_batch['train_loss']
+    return torch.stack(losses[:n]).double().cpu().numpy() if len(losses) >= n else None
+
+@patch
+def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or `lr_0`, …), `mom`, `train_loss`, …
+    "Return the record of the last fit as a table with one row per batch; raises `ValueError` if there is none."
+    hps = vars(self).get('hps') or {'lr': vars(self).get('by_batch', {}).get('lr', [])}
+    n = min(map(len, hps.values()))
+    if n == 0: raise ValueError('recorder holds no batch yet: train first, for example with learn.fit_one_cycle(1)')
+    columns = {name: values[:n] for name, values in hps.items()}
+    lr, mom = columns.pop('lr', self.by_batch['lr'][:n]), columns.pop('mom', None)
+    epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
+    batches = np.arange(n) if self.plan is None else _batch_numbers(self.starts, np.arange(n), self.plan.n_batch)
+    if self.plan is not None: lr = self.plan.at(batches)[0]   # of all groups
+    return batch_frame(epochs, batches, lr=lr, mom=mom, train_loss=_losses(self, n), **columns)

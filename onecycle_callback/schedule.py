@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole,
-                                         takes_fields_of)
+from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole)
+from .frame import batch_frame
 from .plot import batches_to_draw, epochs_to_mark, figure_html, plot_hypers
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
@@ -253,9 +253,6 @@ class OneCycleSchedule:
         "Return the LR and the momentum of each batch for `n_epoch` epochs of `n_batch` batches."
         return OneCyclePlan(self, n_epoch, n_batch, n_groups)
 
-# %% ../nbs/01_schedule.ipynb #81eb55af
-takes_schedule = takes_fields_of(OneCycleSchedule, n_positional=3)
-
 # %% ../nbs/01_schedule.ipynb #ae254637
 def _peaks_of(schedule, n_groups:int) -> np.ndarray:
     "Return `max_lr` of each of `n_groups` parameter groups; raises `ValueError` if it is for another number of groups."
@@ -357,6 +354,11 @@ class OneCyclePlan:
         rows = {f'{name}_{end}': column for name, columns in zip(self._hyper_names, values)
                 for end, column in zip(('first', 'last'), columns.T)}
         return pd.DataFrame(rows).rename_axis('epoch')
+
+    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
+        "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
+        batches = np.arange(len(self))
+        return batch_frame(batches // self.n_batch, batches, lr=self.lrs, mom=self.moms)
 
     def _table_html(self):
         "Return `table` as HTML. Of many epochs it holds the first, the last and those around the peak."

@@ -50,6 +50,7 @@ SCHEDULE = [
     *[case('anneal', 'finite number', got, anneal=f)
       for f, got in ((returns_nan, 'nan'), (returns_none, 'None'), (returns_text, "'x'"))],
     *each('three_phase', 'True or False', 1, 'yes', None),
+    *each('n_batch', 'at least 1', 0, -1, 2.5, True, '1000', nan),
     case('pct_start', 'at most 0.5', three_phase=True, pct_start=.7),
     case('final_div', 'finite', anneal='exp', final_div=inf),
     case('moms', 'above 0', anneal='exp', moms=(.9, 0)),
@@ -86,6 +87,7 @@ FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              *each('freeze_epochs', 'at least 0', -1, 1.5),
              *each('epochs', 'at least 1', 0, 2.5),
              *each('wd', 'at least 0', 'much'),
+             *each('n_batch', 'at least 1', 0, 2.5),
              case('three_phase', 'with freeze_epochs', three_phase=True),
              case('nonsense', 'freeze_epochs', nonsense=1)]
 
@@ -138,13 +140,14 @@ def test_positions_of_fastai_2(learn, args, name, allowed):
 class NoLength(IterableDataset):
     def __iter__(self): yield torch.ones(3), torch.ones(1)
 
-@pytest.mark.parametrize('loader, allowed', [(torch.utils.data.DataLoader(NoLength(), batch_size=1), 'have a length'),
-                                             ([], 'at least one batch')], ids=['no length', 'empty'])
+@pytest.mark.parametrize('loader, kwargs, allowed', [
+    (torch.utils.data.DataLoader(NoLength(), batch_size=1), {}, 'give the number of batches of an epoch as n_batch'),
+    ([], {}, 'at least one batch'), ([], dict(n_batch=3), 'at least one batch')], ids=['no length', 'empty', 'empty with n_batch'])
 @pytest.mark.parametrize('call', CALLS)
-def test_loaders(call, loader, allowed):
+def test_loaders(call, loader, kwargs, allowed):
     learn = learner()
     learn.dls.loaders[0] = loader
-    refused(learn, lambda: CALLS[call](learn, {}), 'train', allowed)
+    refused(learn, lambda: CALLS[call](learn, kwargs), 'train', allowed)
 
 @pytest.mark.parametrize('call', CALLS)
 def test_no_momentum_to_set(call):

@@ -33,7 +33,7 @@ def run_jobs(folder, *jobs):
 
 @pytest.fixture(scope='module')
 def jobs(tmp_path_factory):
-    names = 'cycles', 'refused', 'after', 'uninterrupted'
+    names = 'cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
@@ -66,6 +66,36 @@ def test_a_share_without_a_batch_is_refused_everywhere(jobs):
 def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata', 'indexed'])
+def test_epochs_of_so_many_batches(jobs, name):
+    first, second = (run[name] for run in jobs['streams'])
+    for key in ('lrs', 'moms', 'hps', 'weights', 'n_batch', 'plan_lrs', 'values'): assert first[key] == second[key], key
+    assert first['lrs'] == first['plan_lrs'] and len(first['lrs']) == 15 and first['n_batch'] == 5
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata'])
+def test_each_process_trains_on_a_stream_of_its_own(jobs, name):
+    for rank, run in enumerate(jobs['streams']):
+        seen = [round(100 * x) for _, items in run[name]['items'] for x in items]
+        assert seen == list(range(rank, 120, 2))
+
+@pytest.mark.slow
+def test_a_loader_with_an_index_is_dealt_out_in_each_pass(jobs):
+    items = [[items for _, items in run['indexed']['items']] for run in jobs['streams']]
+    for first in (0, 7): assert sorted(sum(items[0][first:first + 7] + items[1][first:first + 7], [])) == sorted(x[0].item() for x, _ in dataset(56))
+
+@pytest.mark.slow
+def test_a_validation_stream_is_refused_everywhere(jobs):
+    for message, untouched in jobs['refused_stream']: assert 'dls.valid must have a length where several processes train' in message and untouched
+
+@pytest.mark.slow
+def test_streams_resume_in_each_process(jobs, tmp_path):
+    out, err = start(TESTS / 'distributed_worker.py', 'stream_killed', tmp_path).communicate(timeout=300)
+    assert 'Signal 9' in err, out + err
+    [resumed] = run_jobs(tmp_path, 'stream_resumed')
+    assert resumed == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):

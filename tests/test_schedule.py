@@ -205,6 +205,16 @@ def test_a_plan_of_a_million_batches_and_a_hundred_groups_is_small_until_looked_
     tracemalloc.stop()
     assert peak < 1e6
 
+@pytest.mark.parametrize('n_groups, moms, columns', [
+    (1, None, ['lr', 'mom']), (1, False, ['lr']), (3, None, ['lr_0', 'lr_1', 'lr_2', 'mom'])])
+def test_frame_has_a_row_for_each_batch(n_groups, moms, columns):
+    plan = OneCycleSchedule(.1, moms=moms).plan(2, 5, n_groups)
+    frame = plan.to_frame()
+    assert frame.columns.tolist() == ['epoch', 'batch', *columns] and frame.index.tolist() == list(range(10))
+    assert frame.epoch.tolist() == [0] * 5 + [1] * 5 and frame.batch.tolist() == list(range(10))
+    lrs = frame.filter(like='lr').to_numpy()
+    assert (lrs == plan.lrs).all() and (moms is False or (frame.mom == plan.moms).all())
+
 def test_the_values_of_a_plan_take_little_more_than_they_hold():
     plan = OneCycleSchedule(.1).plan(100, 10_000, 3)
     tracemalloc.start()

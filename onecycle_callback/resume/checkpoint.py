@@ -40,11 +40,13 @@ class CycleCheckpoint:
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
+    replay:bool = True # At a resume, run a stream forward to its place; `False` takes its batches as they come
 
     def __post_init__(self):
         _check_name(self.name)
         if self.every is not None: check_whole('every', self.every)
         check_flag('restart', self.restart)
+        check_flag('replay', self.replay)
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #45f3f3e6
 @patch
@@ -97,7 +99,7 @@ def open(self:CycleCheckpoint,
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
     fingerprint, lock = run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None)), RunLock(file)
     saved = self._saved(file, fingerprint)
-    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, saved, lock)
+    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, saved, lock, self.replay)
     if run.is_complete: return run
     n_bytes = sum(p.nbytes for p in learn.model.parameters())
     from_rank_0(lock.check)

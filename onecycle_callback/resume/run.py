@@ -29,6 +29,7 @@ from .sigterm import HeldSigterm
 from .state import (loader_states, model_state, object_states, random_states, set_global_random_states,
                                             set_model_state, set_random_states)
 from .graph import Graph, Names, has_state_dict
+from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(OneFitCallback):
@@ -42,9 +43,10 @@ class ResumableRun(OneFitCallback):
         epochs:range, # The epochs of the cycle to train
         every:int|None=None, # Also save every so many batches
         saved:dict|None=None, # The state in the file, if the cycle resumes
-        lock:RunLock|None=None # Its lock; default a new one
+        lock:RunLock|None=None, # Its lock; default a new one
+        replay:bool=True # Whether to run a stream forward to its place
     ):
-        self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
+        self.file, self.fingerprint, self.plan, self.every, self.replay = file, fingerprint, plan, every, replay
         self.saved:Any = saved
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.is_complete = saved is not None and saved['status'] != 'running'
@@ -52,7 +54,9 @@ class ResumableRun(OneFitCallback):
         self._objects:Any = None
         self._loaders:Any = None
         self._warned:set[str] = set()
-        self._epoch_start:dict|None = None
+        self._epoch_start:Any = None     # random states, where the current epoch or pass over a stream began
+        self._stream:StreamCallback|None = None
+        self._told:Any = None     # what the data loader said about its place in the saved state
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
         self._place:tuple|None = None
         self._is_stopping = False
@@ -117,6 +121,11 @@ def _warn_of_lost(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #b0647905
 @patch
+def _is_in_pass(self:ResumableRun, n_done):
+    "Return whether a pass over the training data is under way; with a stream, it goes on from epoch to epoch."
+    return n_done > 0 or self._stream is not None and self.learn.train_iter > 0
+
+@patch
 def _loader_place(self:ResumableRun):
     "Return what the data loader says about its place in the epoch; `None` if it says nothing that can be stored."
     loader = self.learn.dls.train
@@ -124,6 +133,41 @@ def _loader_place(self:ResumableRun):
     try: Graph().digester(Names({}))(place)
     except Exception: return None
     return place
+
+# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
+@patch
+def _note_pass(self:ResumableRun):
+    "Note the random states with which a pass over the training data begins."
+    self._epoch_start = random_states(self._loaders)
+
+@patch
+def _watch_stream(self:ResumableRun):
+    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
+    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
+    self._stream = streams[0] if streams else None
+    if self._stream is not None: self._stream.on_pass = self._note_pass
+
+@patch
+def _how_the_stream_resumes(self:ResumableRun):
+    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
+    if self._stream is None: return ''
+    n_taken = self._saved_here.get('n_taken')
+    if not n_taken or self._saved_here.get('place') is not None: return ''
+    if not self.replay: return ' The batches of dls.train are taken as they come.'
+    return (f' dls.train is run forward over the {n_taken} batches that are trained; if it cannot be '
+            f'repeated, CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+
+@patch
+def _go_to_place(self:ResumableRun):
+    "Bring the training data to where they were, if this fit resumes."
+    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
+    is_told = self._told is not None and has_state_dict(loader)
+    if place is None or not (self.replay or is_told): return
+    now = random_states(self._loaders)
+    set_random_states(self._loaders, self._epoch_start)
+    if is_told: loader.load_state_dict(self._told)
+    self.learn.dl.go_to(place, run_forward=not is_told)
+    set_random_states(self._loaders, now)
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -148,8 +192,10 @@ def _cut_logs(self:ResumableRun):
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._epoch_start if n_done else None,
-                            carried=self._objects.save(), place=self._loader_place() if n_done else None))
+    n_taken = None if self._stream is None else self._stream.state_dict().get('n_taken')
+    in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
+    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(),
+                            n_taken=n_taken, **dict(random_epoch=None, place=None) | in_pass))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
@@ -168,6 +214,7 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
 def before_fit(self:ResumableRun):
     "Write the first file, or resume between two epochs."
     self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    self._watch_stream()
     if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
     self._show_saved_rows()
     if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
@@ -251,6 +298,7 @@ def _restore(self:ResumableRun):
     problems, unused = self._objects.restore(self._saved_here['carried'])
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved)
+    self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
     problems += self._restore_place()
     if problems:
         warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
@@ -260,7 +308,8 @@ def _restore(self:ResumableRun):
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
-    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
+    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.'
+              f'{self._how_the_stream_resumes()}')
     self._rows = self.saved['rows']
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
@@ -269,10 +318,9 @@ def _show_saved_rows(self:ResumableRun):
 @patch
 def before_train(self:ResumableRun):
     "Resume inside an epoch, or note the random states with which this one begins."
-    if self.saved is not None:
-        self._restore()
-        self._epoch_start = self._saved_here['random_epoch']
-    else: self._epoch_start = random_states(self._loaders)
+    if self.saved is not None: self._restore()
+    elif self._stream is None: self._note_pass()
+    if self._stream is not None: self._go_to_place()
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -289,6 +337,9 @@ def all_batches(self:ResumableRun):
 @patch
 def _batches_left(self:ResumableRun, n_done, states):
     "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+    if self._stream is not None:     # which is at its place
+        self.learn.dl.n_done = n_done
+        return self.learn.dl
     loader, place = self.learn.dl, states.get('place')
     is_told = place is not None and has_state_dict(loader)
     set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
