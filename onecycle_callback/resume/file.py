@@ -25,7 +25,7 @@ from .earlier import from_format_1
 
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
-    "Flush the names in `folder` to the disk, if its file system can: only then does a renamed file survive a power cut."
+    "Flush the names in `folder` to the disk, if that is possible: a renamed file then survives a power cut."
     if os.name == 'nt': return     # Windows has no such call
     with suppress(OSError):        # some network file systems refuse it
         descriptor = os.open(folder, os.O_RDONLY)

@@ -247,7 +247,9 @@ def _restore(self:ResumableRun):
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved, self._objects.known)
     problems += self._restore_place()
-    if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
+    if problems:
+        warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
+             'the cycle resumes with what is there now')
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch

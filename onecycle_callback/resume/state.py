@@ -294,9 +294,10 @@ def loader_states(
 ) -> ObjectStates:
     """Return the states of the data loaders of `learn`, with all that they hold except the data.
 
-    The `state_dict` of a loader is left alone, since it tells a place within an epoch, and some begin one to tell it."""
+    The `state_dict` of a loader is left alone: it tells a place within an epoch, and some begin one to tell it."""
     loaders = _loaders(learn)
-    return ObjectStates(loaders, lambda: _named_objects(learn, {}, loaders), dict.fromkeys(loaders, _ITERATION), by_attributes=True)
+    skip = dict.fromkeys(loaders, _ITERATION)
+    return ObjectStates(loaders, lambda: _named_objects(learn, {}, loaders), skip, by_attributes=True)
 
 def random_states(
     loaders:ObjectStates # The data loaders

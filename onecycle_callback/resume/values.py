@@ -51,8 +51,8 @@ def full_name(obj):
 # %% ../../nbs/rooms/resume.values.ipynb #2a64862e
 _VALUES = {full_name(t): t for t in (
     set, frozenset, bytearray, complex, range, slice, deque, defaultdict, OrderedDict, Counter, partial,
-    SimpleNamespace, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal, Fraction, UUID,
-    torch.Size, torch.device)}
+    SimpleNamespace, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, Decimal,
+    Fraction, UUID, torch.Size, torch.device)}
 
 # %% ../../nbs/rooms/resume.values.ipynb #d15b55c6
 KEPT = (ModuleType, io.IOBase, weakref.ref, logging.Logger, torch.autocast, type(lru_cache(len)), type(Lock()),
