@@ -135,6 +135,7 @@ class Case:
         self.cbs = rng.sample(list(CALLBACKS), rng.randint(0, 4))
         if 'validate' in self.cbs:     # fastai's validation would close the log, and load the best weights
             self.cbs = [name for name in self.cbs if name not in ('log', 'best')]
+        if 'copy' in self.cbs: self.cbs = [name for name in self.cbs if name != 'log']     # an open file cannot be copied
         self.every, self.tied, self.seed = rng.choice([None, 1, 3, 7]), rng.random() < .3, rng.randrange(1000)
 
     def __repr__(self): return f'{self.loader}, {self.opt}, every={self.every}, tied={self.tied}: {", ".join(self.cbs) or "no callbacks"}'
