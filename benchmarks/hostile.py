@@ -234,7 +234,7 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
     while True:
         attack = drawn_attack(case, rng) if kills < max_kills and rng.random() < .9 else None
         before, is_pair = unfinished_save(folder), rng.random() < .2
-        processes = [start(folder, case, attack=attack)] + [start(folder, case)] * is_pair
+        processes = [start(folder, case, attack=drawn) for drawn in ([attack, None] if is_pair else [attack])]
         for process in processes: process.join(300)
         if any(process.is_alive() for process in processes): raise SystemExit(f'{case} hangs')
         codes = [process.exitcode for process in processes]
