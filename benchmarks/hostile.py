@@ -135,6 +135,7 @@ class Case:
         self.cbs = rng.sample(list(CALLBACKS), rng.randint(0, 4))
         if 'validate' in self.cbs:     # fastai's validation would close the log, and load the best weights
             self.cbs = [name for name in self.cbs if name not in ('log', 'best')]
+        if 'copy' in self.cbs: self.cbs = [name for name in self.cbs if name != 'log']     # an open file cannot be copied
         self.every, self.tied, self.seed = rng.choice([None, 1, 3, 7]), rng.random() < .3, rng.randrange(1000)
 
     def __repr__(self): return f'{self.loader}, {self.opt}, every={self.every}, tied={self.tied}: {", ".join(self.cbs) or "no callbacks"}'
@@ -233,7 +234,7 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
     while True:
         attack = drawn_attack(case, rng) if kills < max_kills and rng.random() < .9 else None
         before, is_pair = unfinished_save(folder), rng.random() < .2
-        processes = [start(folder, case, attack=attack)] + [start(folder, case)] * is_pair
+        processes = [start(folder, case, attack=drawn) for drawn in ([attack, None] if is_pair else [attack])]
         for process in processes: process.join(300)
         if any(process.is_alive() for process in processes): raise SystemExit(f'{case} hangs')
         codes = [process.exitcode for process in processes]

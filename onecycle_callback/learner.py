@@ -134,7 +134,7 @@ def fit_one_cycle(self:Learner,
     with nullcontext() if run is None else run.held():
         if reset_opt or self.opt is None: self.create_opt()
         if run is not None and run.is_complete: return run.finish()
-        with fit_over(self, epochs, all_batches=run and run.all_batches):
+        with fit_over(self, epochs, all_batches=run and run.all_batches, stopped=run and run.stopped):
             self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797

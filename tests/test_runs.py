@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader
+from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
@@ -100,6 +101,16 @@ def test_a_loss_that_is_nan_is_for_good(tmp_path):
             if self.training and self.train_iter == 15: self.learn.loss = self.loss * float('nan')
     fit(tmp_path, cbs=[TerminateOnNaNCallback(), Poison()])
     assert saved(tmp_path)['status'].startswith('complete, ended early in epoch 1')
+
+@early
+@pytest.mark.parametrize('event, at', [('after_batch', 20), ('after_epoch', 20)])
+def test_a_callback_that_puts_back_what_it_changed_when_a_fit_is_stopped(tmp_path, event, at):
+    "`MixUp` trains with another loss function."
+    calm = learner(tmp_path)
+    calm.fit_one_cycle(N_EPOCH, .05, cbs=MixUp())
+    expected = results(calm)
+    fit(tmp_path, cbs=[MixUp(), Limit(event, at)])
+    assert_same(results(fit(tmp_path, cbs=MixUp())), expected)
 
 @early
 def test_the_same_learner_after_a_limit(uninterrupted, tmp_path):

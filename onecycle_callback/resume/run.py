@@ -258,7 +258,7 @@ def _see_out(self:ResumableRun, cb, event):
 
 # %% ../../nbs/rooms/resume.run.ipynb #020a13bf
 @patch
-def after_cancel_fit(self:ResumableRun):
+def stopped(self:ResumableRun):
     "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
     learn, (cb, event) = self.learn, cancelled_by()
     is_last = learn.epoch + 1 == self.epochs.stop
@@ -272,6 +272,11 @@ def after_cancel_fit(self:ResumableRun):
         self._say_place('was stopped early')
 
 # %% ../../nbs/rooms/resume.run.ipynb #5aa6b787
+@patch
+def after_cancel_fit(self:ResumableRun):
+    "Leave the last file as it is if the fit was stopped before its first epoch."
+    if not self._is_stopping: self._status = None
+
 @patch
 def after_fit(self:ResumableRun):
     "Mark the cycle as complete, unless it was stopped early."
