@@ -1,12 +1,13 @@
 """What it costs to look at a plan or at a record, by its length and its number of parameter groups.
 
-`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick` shortens
-the run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved rounds; MB are
-the most that Python had allocated at once, in a run of its own, where that takes less than two seconds. The loop over
-torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and their cost for all batches is
-computed from that. This project doesn't install ignite (`pip install pytorch-ignite`); without it there is no such column.
-`python benchmarks/scale.py --train_batches 1000000` trains a model of one weight for so many batches instead: how much
-memory the record takes, and how long a batch takes at the beginning and at the end."""
+`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick`
+shortens the run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved
+rounds; MB are the most that Python had allocated at once, in a run of its own, where that takes less than two
+seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
+their cost for all batches is computed from that. This project doesn't install ignite (`pip install pytorch-ignite`);
+without it there is no such column.
+`python benchmarks/scale.py --train_batches 1000000` trains a model of one weight for so many batches instead: how
+much memory the record takes, and how long a batch takes at the beginning and at the end."""
 import math
 import sys
 import time
