@@ -6,7 +6,7 @@ rounds; MB are the most that Python had allocated at once, in a run of its own, 
 seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
 their cost for all batches is computed from that. This project doesn't install ignite (`pip install pytorch-ignite`);
 without it there is no such column.
-`python benchmarks/scale.py --train_batches 1000000` trains a model of one weight for so many batches instead: how
+`python benchmarks/scale.py --train 1000000` trains a model of one weight for so many batches instead: how
 much memory the record takes, and how long a batch takes at the beginning and at the end."""
 import math
 import sys
@@ -163,7 +163,7 @@ class _Items:
     def __len__(self): return self.n
     def __iter__(self): return (self.batch for _ in range(self.n))
 
-def train(n):
+def train_for(n):
     "Train a model of one weight for `n` batches, and print what it takes."
     dl, stamps = _Items(n // N_EPOCH), []
     class Clock(Callback):
@@ -180,12 +180,12 @@ def train(n):
 @call_parse
 def main(
     quick:bool=False, # Shorten the run, and write nothing
-    train_batches:int=0 # Train for so many batches instead
+    train:int=0 # Train for so many batches instead
 ):
     "Measure what looking at a plan and at a record costs."
     matplotlib.use('Agg')
     torch.set_num_threads(1)
-    if train_batches: return train(train_batches)
+    if train: return train_for(train)
     lengths = [10**3, 10**6] if quick else [10**k for k in range(3, 8)]
     rounds = {1: 1, 5: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
     df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])
