@@ -1,12 +1,13 @@
 """What it costs to look at a plan or at a record, by its length and its number of parameter groups.
 
-`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick` shortens
-the run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved rounds; MB are
-the most that Python had allocated at once, in a run of its own, where that takes less than two seconds. The loop over
-torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and their cost for all batches is
-computed from that. This project doesn't install ignite (`pip install pytorch-ignite`); without it there is no such column.
-`python benchmarks/scale.py --train_batches 1000000` trains a model of one weight for so many batches instead: how much
-memory the record takes, and how long a batch takes at the beginning and at the end."""
+`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick`
+shortens the run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved
+rounds; MB are the most that Python had allocated at once, in a run of its own, where that takes less than two
+seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
+their cost for all batches is computed from that. This project doesn't install ignite (`pip install pytorch-ignite`);
+without it there is no such column.
+`python benchmarks/scale.py --train 1000000` trains a model of one weight for so many batches instead: how
+much memory the record takes, and how long a batch takes at the beginning and at the end."""
 import math
 import sys
 import time
@@ -135,14 +136,14 @@ def ratios(df):
 
 def plot(df, ax=None):
     "Draw cost over length for one parameter group; returns the axes."
-    ax = ax or matplotlib.pyplot.subplots(figsize=(7, 4.5), layout='constrained')[1]
+    ax = ax or matplotlib.pyplot.subplots(figsize=(9, 4.5), layout='constrained')[1]
     seconds = table(df).xs(1, level='groups')
     names = ["torch's loop", "ignite's simulate_values", 'lrs and moms', 'plot_sched', 'plot_lr', 'slider', 'show',
              'show, own curve', 'make, own curve']
     for name in [name for name in names if name in seconds]:
         seconds[name].plot(ax=ax, marker='.', logx=True, logy=True, ls='--' if "'s" in name else '-', label=name)
     ax.set(xlabel='batches', ylabel='seconds')
-    ax.legend(fontsize='small', loc='upper left')
+    ax.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, .5))
     return ax
 
 def results(path):
@@ -162,7 +163,7 @@ class _Items:
     def __len__(self): return self.n
     def __iter__(self): return (self.batch for _ in range(self.n))
 
-def train(n):
+def train_for(n):
     "Train a model of one weight for `n` batches, and print what it takes."
     dl, stamps = _Items(n // N_EPOCH), []
     class Clock(Callback):
@@ -179,12 +180,12 @@ def train(n):
 @call_parse
 def main(
     quick:bool=False, # Shorten the run, and write nothing
-    train_batches:int=0 # Train for so many batches instead
+    train:int=0 # Train for so many batches instead
 ):
     "Measure what looking at a plan and at a record costs."
     matplotlib.use('Agg')
     torch.set_num_threads(1)
-    if train_batches: return train(train_batches)
+    if train: return train_for(train)
     lengths = [10**3, 10**6] if quick else [10**k for k in range(3, 8)]
     rounds = {1: 1, 5: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
     df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])

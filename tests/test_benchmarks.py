@@ -21,7 +21,7 @@ def test_overhead(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('args, shown', [(['--quick'], ['show, own curve', 'plot_sched', "torch's loop", 'a million batches / a thousand']),
-                                         (['--train_batches', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)
+                                         (['--train', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)
 def test_scale(args, shown):
     script = Path(__file__).parents[1] / 'benchmarks/scale.py'
     run = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(script), *args], capture_output=True, text=True)
