@@ -3,7 +3,8 @@
 `python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run.
 *own*: the scheduler's own work per batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
 events of the batch loop, called as the Learner calls them. Columns are interleaved on one thread; the best of several
-rounds counts."""
+rounds counts. At the end, the whole training loop on a model of one weight: fastai's own `fit_one_cycle`, this project's, and a
+plain `fit`, interleaved too."""
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, Opti
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastcore.script import call_parse
 
-from onecycle_callback import OneCycle, OneCycleSchedule
-from onecycle_callback.callback import BLOCK_SIZE
-from onecycle_callback.optimizer import OptAdapter
+fastai_fit_one_cycle = Learner.fit_one_cycle
+from onecycle_callback import OneCycle, OneCycleSchedule  # noqa: E402
+from onecycle_callback.callback import BLOCK_SIZE  # noqa: E402
+from onecycle_callback.optimizer import OptAdapter  # noqa: E402
 
 EVENTS = 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split()
 OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
@@ -109,6 +111,21 @@ def preview(n, rounds):
         times[name] = best
     return times
 
+def whole_loop(n, rounds):
+    "Time an epoch of `n` batches on a model of one weight with three ways to fit, in µs per batch: the best round."
+    batches = [(torch.ones(1, 1), torch.ones(1, 1))] * n
+    learn = Learner(DataLoaders(batches, batches[:1]), nn.Linear(1, 1, bias=False), loss_func=nn.MSELoss())
+    ways = {'fastai fit_one_cycle': lambda: fastai_fit_one_cycle(learn, 1, .001),
+            'fit_one_cycle': lambda: learn.fit_one_cycle(1, .001), 'fit': lambda: learn.fit(1, .001)}
+    best = dict.fromkeys(ways, float('inf'))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(rounds):
+            for name, fit in ways.items():
+                start = time.process_time()
+                fit()
+                best[name] = min(best[name], (time.process_time() - start) / n * 1e6)
+    return best
+
 def import_time(rounds):
     "Time what fastai users import anyway, and this package on top of it: the best of several runs, in seconds."
     base = 'from fastai.basics import *; import fastai.callback.schedule'
@@ -138,7 +155,12 @@ def main(
                            'whole / empty callback': table['OneCycle whole'] / table['empty whole']})
     print('µs per batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
     previews = preview(10_000 if quick else N, rounds)
+    loop = whole_loop(200 if quick else 2000, 2 if quick else 15)
     imports = import_time(1 if quick else 5)
     print('preview, µs per batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
+    print('whole loop, µs per batch:', {k: round(v, 1) for k, v in loop.items()},
+          'ratios to fit:', {k: round(v / loop['fit'], 3) for k, v in loop.items()})
     print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
-    if json: Path(json).write_text(dumps(dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, imports=imports), indent=1))
+    if not json: return
+    figures = dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, loop=loop, imports=imports)
+    Path(json).write_text(dumps(figures, indent=1))

@@ -33,7 +33,7 @@ def _page(plan, values):
     except ValueError as e: return f'<p>{escape(str(e))}</p>'
     figure = np.ravel(plan.plot(figsize=(10, 3.2)))[0].figure
     picture = figure_html(figure, 'Learning rate and momentum of every batch')
-    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan.table.to_html()}'
+    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan._table_html()}'
 
 # %% ../nbs/08_explore.ipynb #807754bf
 def _round_numbers(low, high):

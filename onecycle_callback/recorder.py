@@ -8,6 +8,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 __all__ = []
 
 # %% ../nbs/05_recorder.ipynb #0ef0e680
+from bisect import bisect_left
+
 import numpy as np
 from fastai.callback.core import Callback
 from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
@@ -15,12 +17,13 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .plot import plot_hypers
+from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
 def __call__(self:Recorder, event_name):
     "Handle an event as any `Callback` does; at the first training epoch of a fit, drop what an earlier fit recorded."
+    if event_name != 'after_fit' and not hasattr(type(self), event_name): return   # as most events of a batch
     result = Callback.__call__(self, event_name)
     if event_name == 'before_train': self._start_epoch_record()
     return result
@@ -39,6 +42,19 @@ def __getstate__(self:Recorder):
     return self.__dict__ | dict(plan=None)
 
 # %% ../nbs/05_recorder.ipynb #8964f8a8
+def _batch_numbers(starts, places, n_batch):
+    "Return the number in the cycle of the batches at `places` in the record, from the places at which epochs start."
+    epochs, firsts = np.array(list(starts)), np.array(list(starts.values()))
+    epoch = np.searchsorted(firsts, places, 'right') - 1
+    return epochs[epoch] * n_batch + places - firsts[epoch]
+
+# %% ../nbs/05_recorder.ipynb #723396b8
+def _places_of_knots(starts, n, plan):
+    "Return the places in a record of `n` batches at which the phases of `plan` end, or the next batch if it has none."
+    def batch_number(place): return _batch_numbers(starts, place, plan.n_batch)
+    return [bisect_left(range(n), knot, key=batch_number) for knot in plan._knots]
+
+# %% ../nbs/05_recorder.ipynb #f9dff957
 def _drawable(recorder, keys):
     "Return the arguments with which `plot_hypers` draws `keys` (default all) of the current fit."
     hps = vars(recorder).get('hps', {})
@@ -50,18 +66,17 @@ def _drawable(recorder, keys):
         raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, '
                          f'got {", ".join(map(str, wrong))}')
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
-    hypers = {k: hps[k][:n] for k in (L(keys) or hps)}
+    names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    if plan is None: return dict(hypers=hypers, epochs=starts)
-    batches = _batch_numbers(starts, n, plan.n_batch)
+    knots, smooth = ([], ()) if plan is None else (_places_of_knots(starts, n, plan), plan._hyper_names)
+    spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
+    places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
+    hypers = {name: [hps[name][i] for i in places.tolist()] for name in names}
+    if plan is None: return dict(hypers=hypers, batches=places, epochs=starts)
+    batches = _batch_numbers(starts, places, plan.n_batch)
     if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
     epochs = {epoch: epoch * plan.n_batch for epoch in starts}
     return dict(hypers=hypers, batches=batches, epochs=epochs, peak=plan.peak)
-
-def _batch_numbers(starts, n, n_batch):
-    "Return the number in the cycle of each of `n` recorded batches, from the records at which epochs start."
-    lengths = np.diff([*starts.values(), n])
-    return np.concatenate([epoch * n_batch + np.arange(length) for epoch, length in zip(starts, lengths)])
 
 # %% ../nbs/05_recorder.ipynb #c299c093
 @patch
