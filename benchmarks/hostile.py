@@ -186,7 +186,7 @@ def child(folder, case, checkpoint, attack):
     try: learn.fit_one_cycle(EPOCHS, .01, cbs=[*cbs, trains, *([attack] if attack else [])], checkpoint=checkpoint)
     except BlockingIOError: sys.exit(REFUSED)
     except KeyboardInterrupt: sys.exit(INTERRUPTED)
-    if len(learn.recorder.hps['lr']) < EPOCHS * N_BATCH: sys.exit(STOPPED)
+    if len(learn.recorder.values) < EPOCHS: sys.exit(STOPPED)     # at the last batch too
     r = learn.recorder
     result = dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps, starts=r.starts,
                   values=[[float(v) for v in row] for row in r.values])
