@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import tracemalloc
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -168,13 +168,14 @@ def train_for(n):
     dl, stamps = _Items(n // N_EPOCH), []
     class Clock(Callback):
         def before_train(self): stamps.append(time.process_time())
-    learn = Learner(DataLoaders(dl, [dl.batch]), nn.Linear(1, 1, bias=False), loss_func=nn.MSELoss(), opt_func=SGD)
+    model, dls, opt_func = nn.Linear(1, 1, bias=False), DataLoaders(dl, [dl.batch]), partial(SGD, mom=.9)
+    learn = Learner(dls, model, loss_func=nn.MSELoss(), opt_func=opt_func)
     with learn.no_bar(), learn.no_logging(): learn.fit(N_EPOCH, cbs=[OneCycle(.01), Clock()])
     per_batch = np.diff(stamps) / len(dl) * 1e6
     hps = learn.recorder.hps
     held = sum(sys.getsizeof(v) + sum(map(sys.getsizeof, v)) for v in hps.values())
     first, last = np.median(per_batch[:10]), np.median(per_batch[-10:])
-    print(f'{n:,} batches: the record of LR and momentum takes {held / 1e6:.0f} MB; a batch takes {first:.1f} µs in '
+    print(f'{n:,} batches: the record of {" and ".join(hps)} takes {held / 1e6:.3g} MB; a batch takes {first:.1f} µs in '
           f'the first ten epochs, {last:.1f} µs in the last ten, ratio {last / first:.2f}')
 
 @call_parse
