@@ -4,17 +4,12 @@
 stopped and started again), prints two tables per task and draws two plots. `--tasks cnn,transformer` runs only those two,
 and `--quick` gives a first look in under two minutes. 1,000 digits are used for training and 797 for testing. A seed sets
 the weights, the order of the batches, the shifts and the random labels; every schedule gets the same seeds."""
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import fastai.callback.schedule  # noqa: F401
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import TrainEvalCallback
@@ -22,75 +17,16 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.script import call_parse
-from fastprogress.fastprogress import progress_bar
-from sklearn.datasets import load_digits
-from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 fastai_fit_one_cycle = Learner.fit_one_cycle
 from onecycle_callback import OneCycleSchedule  # noqa: E402
+from runs import results, run_missing  # noqa: E402
+from tasks import TASKS, evaluate  # noqa: E402
 
 RESULTS = Path(__file__).parent / 'results'
 BUDGETS = 1, 2, 4, 8    # the constant LR gets this many times the budget of 1cycle
 KEY = ['schedule', 'max_lr', 'epochs', 'seed']
-
-# The data
-
-class Batches:
-    "Shuffled batches of images, each at a random one of its positions in `x`, shape (positions, items, 1, 8, 8)."
-    def __init__(self, x, y, bs=50): self.x, self.y, self.bs = x, y, bs
-    def __len__(self): return len(self.y) // self.bs
-    def __iter__(self):
-        for items in torch.randperm(len(self.y)).split(self.bs)[:len(self)]:
-            yield self.x[torch.randint(len(self.x), items.shape), items], self.y[items]
-
-def digits(shift, noise, seed):
-    "Make the batches for training, and the images and labels for testing."
-    data, order = load_digits(), np.random.default_rng(0).permutation(1797)
-    x, y = torch.tensor(data.images[order], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[order])
-    train_x, train_y = x[:1000], y[:1000].clone()
-    wrong = torch.rand(1000, generator=torch.Generator().manual_seed(seed)) < noise
-    train_y[wrong] = torch.randint(10, (int(wrong.sum()),), generator=torch.Generator().manual_seed(seed))
-    padded = nn.functional.pad(train_x, (1, 1, 1, 1))
-    places = list(product(range(3), range(3))) if shift else [(1, 1)]
-    return Batches(torch.stack([padded[..., i:i + 8, j:j + 8] for i, j in places]), train_y), x[1000:], y[1000:]
-
-# The models
-
-def cnn():
-    def block(n_in, n_out): return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()
-    return nn.Sequential(*block(1, 8), *block(8, 16), nn.MaxPool2d(2), *block(16, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-
-class Transformer(nn.Module):
-    "An encoder that reads the 8 rows of an image as tokens."
-    def __init__(self, width=64):
-        super().__init__()
-        self.embed, self.place = nn.Linear(8, width), nn.Parameter(torch.zeros(8, width))
-        layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=128, dropout=0.1, batch_first=True, norm_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(width, 10)
-
-    def forward(self, x): return self.head(self.encoder(self.embed(x[:, 0]) + self.place).mean(1))
-
-# The tasks
-
-SGD = partial(torch.optim.SGD, momentum=0.9)
-SGD_LRS, ADAM_LRS = (0.01, 0.03, 0.1, 0.3, 1., 3.), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-
-@dataclass(frozen=True)
-class Task:
-    title: str
-    model: Callable
-    opt: Callable
-    lrs: tuple
-    epochs: int
-    shift: bool = False
-    noise: float = 0.
-
-TASKS = dict(
-    cnn=Task('CNN, shifted digits, SGD', cnn, SGD, SGD_LRS, 12, shift=True),
-    transformer=Task('Transformer, AdamW', Transformer, torch.optim.AdamW, ADAM_LRS, 15),
-    noisy=Task('CNN, shifted digits, 20 % random labels, SGD', cnn, SGD, SGD_LRS, 12, shift=True, noise=0.2),
-    clean=Task('CNN, clean digits, SGD', cnn, SGD, SGD_LRS, 12))
 
 # The schedules
 
@@ -100,7 +36,7 @@ def plain(scheduler, model, task, batches, lr, epochs):
     sched = scheduler and scheduler(opt, lr, epochs * len(batches))
     for _ in range(epochs):
         for x, y in batches:
-            nn.functional.cross_entropy(model(x), y).backward()
+            task.loss(model(x), y).backward()
             opt.step()
             opt.zero_grad()
             if sched: sched.step()
@@ -112,7 +48,7 @@ def torch_one_cycle(opt, lr, n):
 
 def by_learner(fit, model, task, batches, lr, epochs):
     "Train a fastai `Learner` that has no recorder and no validation."
-    learn = Learner(DataLoaders(batches, []), model, loss_func=nn.functional.cross_entropy, opt_func=partial(OptimWrapper, opt=task.opt),
+    learn = Learner(DataLoaders(batches, []), model, loss_func=task.loss, opt_func=partial(OptimWrapper, opt=task.opt),
                     default_cbs=False, cbs=TrainEvalCallback())
     fit(learn, epochs, lr)
 
@@ -130,33 +66,17 @@ def run_one(task, schedule, max_lr, epochs, seed):
     "Return test accuracy and loss after one training run."
     torch.manual_seed(seed)
     model = task.model()
-    batches, x, y = digits(task.shift, task.noise, seed)
+    batches, x, y = task.data(seed)
     SCHEDULES[schedule](model.train(), task, batches, max_lr, epochs)
-    with torch.no_grad(): out = model.eval()(x)
-    return (out.argmax(1) == y).float().mean().item(), nn.functional.cross_entropy(out, y).item()
+    return evaluate(task, model, x, y)
 
 # The results
 
-def jobs(task, seeds, lrs, epochs):
+def jobs(seeds, lrs, epochs):
     "List what there is to run, starting with the first seed of everything."
     for seed in range(seeds):
         for schedule, lr in product(SCHEDULES, lrs):
             for k in BUDGETS if schedule == 'constant' else (1,): yield schedule, lr, k * epochs, seed
-
-def results(path):
-    "Read what has been run, one row per training run."
-    return pd.read_csv(path, comment='#')
-
-def run_missing(task, path, seeds, lrs, epochs):
-    "Add what is missing to the file at `path`, one line per training run; refuse to mix versions."
-    made = f'# {" ".join(f"{p} {version(p)}" for p in ("torch", "fastai", "onecycle_callback", "scikit-learn"))}, python {sys.version.split()[0]}'
-    if not path.exists(): path.write_text(f'# python benchmarks/convergence.py --tasks {path.stem}\n{made}\n{",".join(KEY)},accuracy,loss\n')
-    if path.read_text().splitlines()[1] != made: raise SystemExit(f'{path} was made with other versions, move it away: {path.read_text().splitlines()[1]}')
-    done = set(results(path)[KEY].itertuples(index=False, name=None))
-    todo = [job for job in jobs(task, seeds, lrs, epochs) if job not in done]
-    for job in progress_bar(todo):
-        accuracy, loss = run_one(task, *job)
-        with path.open('a') as f: f.write(f'"{job[0]}",{job[1]},{job[2]},{job[3]},{accuracy:.6f},{loss:.6f}\n')
 
 def summary(df):
     "Average over the seeds: one row per schedule, LR and number of epochs."
@@ -224,7 +144,9 @@ def main(
     for name in tasks.split(','):
         task, path = TASKS[name], folder / f'{name}.csv'
         print(f'\n{task.title}', flush=True)
-        run_missing(task, path, *((1, task.lrs[2:4], task.epochs // 6) if quick else (seeds, task.lrs, task.epochs)))
+        todo = jobs(*((1, task.lrs[2:4], task.epochs // 6) if quick else (seeds, task.lrs, task.epochs)))
+        command = f'python benchmarks/convergence.py --tasks {name}'
+        run_missing(path, command, KEY, ['accuracy', 'loss'], todo, partial(run_one, task))
         dfs[name] = results(path)
         for table in (schedules_table, epochs_table): print(f'\n{table.__doc__}', table(dfs[name]).round(4).to_string(), sep='\n')
     plot_lrs(dfs).savefig(folder / 'lrs.png', dpi=80)
