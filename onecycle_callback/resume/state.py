@@ -202,20 +202,21 @@ def _load_whole(self:ObjectStates, label, state, digest):
     return []
 
 @patch
-def _restore_object(self:ObjectStates, label, state, digest, graft):
+def _restore_object(self:ObjectStates, label, state, digest, graft, with_settings):
     "Restore one object; return the names of what could not be restored."
     obj, current, problems = self.objects[label], self._attributes(label), []
+    with_settings = with_settings or label in self._again
     if 'whole' in state: return self._load_whole(label, state['whole'], digest)
     stored, settings = state.get('attributes', {}), state.get('settings', ())
     for name, value in stored.items():
-        if name in settings and name in current and label not in self._again: continue
+        if name in settings and name in current and not with_settings: continue
         try: digest(value)
         except Exception as e: problems.append(f'{label}.{name} ({e})')     # a part of it is missing
         else: self._set(obj, name, graft(current.get(name), value))
     for name, value in state.get('state_dicts', {}).items():     # of the first format
         current[name].load_state_dict(value)
     for name in current.keys() - stored.keys() - {*state.get('lost', ())}:
-        was_made_later = label in self._again or name not in self._initial[label]
+        was_made_later = with_settings or name not in self._initial[label]
         if was_made_later: vars(obj).pop(name, None)
     return problems
 
@@ -239,13 +240,14 @@ def _read(self:ObjectStates, content, names):
 
 @patch
 def restore(self:ObjectStates,
-    content:torch.Tensor|dict # What `save` returned, perhaps in an earlier process
+    content:torch.Tensor|dict, # What `save` returned, perhaps in an earlier process
+    with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
 ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
     "Restore all objects."
     names, graft, problems = Names(self.names()), Graft(), []
     states, digest = self._read(content, names), self.graph.digester(names)
     for label in self.objects:
-        if label in states: problems += self._restore_object(label, states[label], digest, graft)
+        if label in states: problems += self._restore_object(label, states[label], digest, graft, with_settings)
     return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
 
 # %% ../../nbs/rooms/resume.state.ipynb #1ec93867
