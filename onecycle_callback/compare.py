@@ -102,12 +102,12 @@ def _around(lr):
     nearest = round(2 * log10(lr))
     return [float(f'{(1, 3)[k % 2]}e{k // 2}') for k in range(nearest - 1, nearest + 3)]
 
-def _lowest(lrs, losses, num_it): return minimum(lrs, losses, num_it) if len(losses) else (None, None)
+def lowest(lrs, losses, num_it): return minimum(lrs, losses, num_it) if len(losses) else (None, None)
 
 def _found(learn, cbs):
     "Return candidates around what `lr_find` suggests; raises `ValueError` if it finds nothing."
-    with learn.added_cbs(cbs): lr, = learn.lr_find(show_plot=False, suggest_funcs=_lowest)
-    if lr is None: raise ValueError('max_lrs must be given, since lr_find met no finite loss')
+    with learn.added_cbs(cbs): lr, = learn.lr_find(show_plot=False, suggest_funcs=lowest)
+    if lr is None: raise ValueError('max_lrs must be given, since lr_find stopped before it found one')
     return _candidates(_around(lr))
 
 # %% ../nbs/10_compare.ipynb #b1ff4ec9
@@ -115,20 +115,24 @@ class _Watch(Callback):
     "Keep the training losses, and end a fit that diverges."
     order, run_valid = TerminateOnNaNCallback.order - 1, False
     def __init__(self,
-        bar # A progress bar over the batches of all cycles
+        bar # A progress bar over the batches of all cycles, or `None`
     ):
         self.bar, self.start, self.smooth = bar, inf, AvgSmoothLoss()
 
+    def _show(self, n_done):
+        if self.bar is not None: self.bar.update(n_done)
+
     def begin(self, n_before, comment):
         "Get ready for a cycle, `n_before` batches after the beginning of the first."
-        self.n_before, self.losses, self.diverged, self.bar.comment = n_before, [], False, comment
+        self.n_before, self.losses, self.diverged = n_before, [], False
         self.smooth.reset()
-        self.bar.update(n_before)
+        if self.bar is not None: self.bar.comment = comment
+        self._show(n_before)
 
     def after_batch(self):
         self.smooth.accumulate(self.learn)
         self.losses.append(self.learn.loss.mean().item())
-        self.bar.update(self.n_before + len(self.losses))
+        self._show(self.n_before + len(self.losses))
         if len(self.losses) == 10: self.start = min(self.start, sum(self.losses) / 10)
         self.diverged = not isfinite(self.losses[-1]) or float(self.smooth.value) > self.start + 3 * abs(self.start)
         if not self.diverged: return
@@ -206,13 +210,14 @@ def compare_max_lr(self:Learner,
     with _put_back(self, cbs) as start:
         if start.lost: warn(f'compare_max_lr cannot restore {", ".join(start.lost)}')
         if candidates is None: candidates = _found(self, cbs)
-        watch, rows, losses = _Watch(progress_bar(range(n * len(candidates)), display=has_bar)), {}, {}
+        bar = progress_bar(range(n * len(candidates)), leave=False) if has_bar else None
+        watch, rows, losses = _Watch(bar), {}, {}
         for i, (label, max_lr) in enumerate(candidates.items()):
             start.restore()
             watch.begin(i * n, f'max_lr {label}')
             self.fit_one_cycle(cycle_len, max_lr, cbs=[watch, *cbs], **kwargs)
             rows[label] = _last_row(self.recorder, cycle_len) | dict(diverged=watch.diverged)
             losses[label] = pd.Series(watch.losses)
-        watch.begin(n * len(candidates), '')
+        if len(watch.losses) < n: watch.begin(n * len(candidates), '')     # which ends the bar
     table = pd.DataFrame(rows.values(), index=pd.Index(rows, name='max_lr'))
     return LRComparison(table, pd.DataFrame(losses).rename_axis('batch'))
