@@ -126,14 +126,15 @@ def stops(learn): learn.compare_max_lr(LRS, cbs=Hurry(N_BATCH + 5, throw(CancelF
 
 def fails(error, at=N_BATCH + 5, event='after_batch', cbs=(), **kwargs):
     def run(learn):
-        with pytest.raises(type(error)): learn.compare_max_lr(**dict(max_lrs=LRS) | kwargs, cbs=[Hurry(at, throw(error), event), *[cb() for cb in cbs]])
+        with pytest.raises(error):
+            learn.compare_max_lr(**dict(max_lrs=LRS) | kwargs, cbs=[Hurry(at, lambda: throw(error('interrupted'))(), event), *[cb() for cb in cbs]])
     return run
 
-ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 'error': fails(RuntimeError()), 'error in a step': fails(RuntimeError(), event='before_step'),
-        'Ctrl-C': fails(KeyboardInterrupt()), 'Ctrl-C in the first batch': fails(KeyboardInterrupt(), 0), 'without candidates': lambda learn: learn.compare_max_lr(),
-        'Ctrl-C in lr_find': fails(KeyboardInterrupt(), 30, max_lrs=None), 'Ctrl-C after lr_find': fails(KeyboardInterrupt(), 100 + N_BATCH, max_lrs=None),
-        'error with hooks': fails(RuntimeError(), cbs=[ActivationStats]), 'new optimizer': lambda learn: learn.compare_max_lr(LRS, reset_opt=True),
-        'error in half precision': fails(RuntimeError(), event='before_batch', at=0, cbs=[ModelToHalf])}
+ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 'error': fails(RuntimeError), 'error in a step': fails(RuntimeError, event='before_step'),
+        'Ctrl-C': fails(KeyboardInterrupt), 'Ctrl-C in the first batch': fails(KeyboardInterrupt, 0), 'without candidates': lambda learn: learn.compare_max_lr(),
+        'Ctrl-C in lr_find': fails(KeyboardInterrupt, 30, max_lrs=None), 'Ctrl-C after lr_find': fails(KeyboardInterrupt, 100 + N_BATCH, max_lrs=None),
+        'error with hooks': fails(RuntimeError, cbs=[ActivationStats]), 'new optimizer': lambda learn: learn.compare_max_lr(LRS, reset_opt=True),
+        'error in half precision': fails(RuntimeError, event='before_batch', at=0, cbs=[ModelToHalf])}
 endings = pytest.mark.parametrize('run', ENDS.values(), ids=ENDS)
 
 @pytest.mark.matrix
@@ -166,7 +167,7 @@ def test_a_second_interrupt_while_it_is_put_back(monkeypatch):
         if next(n_loads) == 2: raise KeyboardInterrupt     # the third: before each of two cycles, and after the interrupt
         return load(*args, **kwargs)
     monkeypatch.setattr(type(learn.model), 'load_state_dict', interrupted_load)
-    fails(KeyboardInterrupt())(learn)
+    fails(KeyboardInterrupt)(learn)
     assert next(n_loads) == 4
     assert_untouched(learn, before)
 
