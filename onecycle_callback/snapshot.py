@@ -16,12 +16,12 @@ from .resume.state import (in_memory, loader_states, model_state, object_states,
                                             set_global_random_states, set_model_state)
 
 # %% ../nbs/rooms/snapshot.ipynb #ac4f1e39
-def _holders(learn, callbacks, states):
+def _holders(learn, callbacks, objects, loaders):
     "Return all dictionaries of attributes that training may change, each once: of layers, also those that they hold."
     opt, layers = learn.opt, [*get_model(learn.model).modules(), *learn.model.modules()]
-    objects = [obj for each in states for obj in each.objects.values()]
-    owners = [learn, learn.dls, *callbacks, opt, getattr(opt, 'opt', opt), *layers, *objects]
-    attributes = [vars(owner) for owner in owners if hasattr(owner, '__dict__')]
+    parts = [part for loader in loaders for part in getattr(loader, '__dict__', {}).values()]
+    owners = [learn, learn.dls, *callbacks, opt, getattr(opt, 'opt', opt), *layers, *objects, *loaders, *parts]
+    attributes = [vars(owner) for owner in owners if hasattr(owner, '__dict__') and not isinstance(owner, type)]
     inner = [value for layer in layers for value in vars(layer).values() if isinstance(value, dict)]
     return list({id(holder): holder for holder in [*attributes, *inner]}.values())
 
@@ -33,8 +33,8 @@ class Snapshot:
         callbacks # All callbacks that may take part
     ):
         self.learn, self._objects, self._loaders = learn, object_states(learn, callbacks), loader_states(learn)
-        self._held = [(holder, dict(holder))
-                      for holder in _holders(learn, callbacks, [self._objects, self._loaders])]
+        holders = _holders(learn, callbacks, self._objects.objects.values(), self._loaders.objects.values())
+        self._held = [(holder, dict(holder)) for holder in holders]
         self._data = [(p, p.data) for params in learn.opt.param_lists for p in params]
         self._content, self._random = self._objects.save(), random_states(self._loaders)
         self._model = in_memory(model_state(learn))

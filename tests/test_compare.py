@@ -4,6 +4,7 @@ import math
 import random
 from copy import deepcopy
 from functools import partial
+from types import MethodType
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Te
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import dataset, frozen_state, layers, learner as small_learner, throw
+from helpers import collab, dataset, frozen_state, language_model, learner as small_learner, tabular, text_classifier, throw
 from onecycle_callback import OneCycle
 from onecycle_callback.compare import LRComparison
 
@@ -69,14 +70,16 @@ def learner(path='.', opt_func=Adam, cbs=None, trained=False):
 def content(value, seen):
     "Return all that `value` holds, and which objects these are, in a form that can be compared."
     if isinstance(value, torch.Tensor):
-        grad = None if value.grad is None else content(value.grad, seen)
+        grad = content(value.grad, seen) if value.is_leaf else None
         return str(value.dtype), tuple(value.shape), value.detach().cpu().numpy().tobytes(), value.requires_grad, grad
     if isinstance(value, np.ndarray): return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, random.Random): return value.getstate()
     if isinstance(value, torch.Generator): return value.get_state().numpy().tobytes()
     if value is None or isinstance(value, (bool, int, float, str, bytes, type)): return value
-    if isinstance(value, dict):     # an optimizer may or may not have looked up a parameter without state
-        return {id(k) if isinstance(k, torch.Tensor) else k: content(v, seen) for k, v in value.items() if not (isinstance(k, torch.Tensor) and v == {})}
+    if isinstance(value, MethodType): return id(value.__self__), value.__name__
+    if isinstance(value, dict) and any(isinstance(k, torch.Tensor) for k in value):     # what an optimizer knows of its parameters
+        return {id(k): content(v, seen) for k, v in value.items() if isinstance(k, torch.Tensor) and v != {}}
+    if isinstance(value, dict): return {k: content(v, seen) for k, v in value.items()}
     if isinstance(value, (list, tuple, L)): return [content(v, seen) for v in value]
     if id(value) in seen: return id(value)
     if not hasattr(value, '__dict__'): return repr(value)
@@ -146,6 +149,18 @@ def test_all_is_put_back(tmp_path, opt_func, trained, run):
     before = all_of(learn)
     run(learn)
     assert_untouched(learn, before)
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('trained', [False, True], ids=['new', 'trained'])
+@pytest.mark.parametrize('make', [tabular, collab, text_classifier, language_model])
+def test_applications(tmp_path, recwarn, make, trained):
+    learn, _ = make(tmp_path)
+    if trained: learn.fit_one_cycle(1, .01)
+    before = all_of(learn)
+    compared = learn.compare_max_lr((.001, .01, .1))
+    assert_untouched(learn, before)
+    assert compared.table.train_loss.notna().all() and len(set(compared.losses.iloc[-1])) == 3
+    assert not [w for w in recwarn if 'compare_max_lr' in str(w.message)]
 
 @pytest.mark.matrix
 @optimizers
@@ -349,9 +364,11 @@ def test_an_explosion_within_the_first_batches_is_seen_by_comparison():
     "What the loss is at the start is known from a smaller LR."
     class MakeUp(Callback):
         def after_loss(self):
-            if self.training and self.opt.hypers[0]['lr'] > 1e-3: self.learn.loss = self.learn.loss * 0 + 1e6
+            is_large = self.training and self.opt.hypers[0]['lr'] > 1e-3
+            if self.training: self.learn.loss = self.learn.loss * 0 + (3.5 if is_large and self.iter < 10 else 8. if is_large else 1.)
     learn = small_learner(n_batch=100, cbs=MakeUp())
     assert learn.compare_max_lr((.001, 1.)).table.diverged.tolist() == [False, True]
+    assert learn.compare_max_lr((1., 2.)).table.diverged.tolist() == [False, False]
 
 # What is not touched: files, bars, the table
 

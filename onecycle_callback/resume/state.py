@@ -51,12 +51,13 @@ def _layer_attributes(layer):
     return own | {name: value for name, value in buffers.items() if name not in saved}
 
 # %% ../../nbs/rooms/resume.state.ipynb #8b20853f
-_STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform
+_STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
 
 def _remembers(value, before):
     "Return whether an attribute may be state; `before` is what stood in its place at the beginning."
     is_still = value is before and isinstance(value, (type, FunctionType, MethodType, BuiltinFunctionType, partial))
-    return not is_still and not isinstance(value, _STATELESS)
+    values = value if type(value) is list else [value]     # a recurrent layer has a list of references to its weights
+    return not is_still and not all(isinstance(each, _STATELESS) for each in values)
 
 # %% ../../nbs/rooms/resume.state.ipynb #5ae382f6
 def _stack(
@@ -93,7 +94,8 @@ class Graft:
             old.clear()
             old.update(filled)
         elif isinstance(old, set): old ^= old ^ new
-        elif isinstance(old, np.ndarray) and (old.shape, old.dtype) == (new.shape, new.dtype): old[...] = new
+        elif isinstance(old, np.ndarray) and (old.shape, old.dtype, old.flags.writeable) == (new.shape, new.dtype, True):
+            old[...] = new
         else: return new
         return old
 
