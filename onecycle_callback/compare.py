@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback, progress_bar
 from fastai.callback.schedule import minimum
 from fastai.callback.tracker import TerminateOnNaNCallback, TrackerCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
@@ -25,7 +25,6 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import noop
 from fastcore.meta import delegates
-from fastprogress.fastprogress import progress_bar
 
 from .arguments import accept_fastai_names, as_list
 from .callback import batches_per_epoch, prospective_opt
@@ -42,7 +41,7 @@ class LRComparison:
     """How short cycles went, one for each of several `max_lr`: what `Learner.compare_max_lr` returns.
 
     A notebook shows its `table` and its picture."""
-    table:pd.DataFrame # One row per `max_lr`: losses and metrics at the end of the cycle (`nan` if it didn't reach it), `diverged`
+    table:pd.DataFrame # One row per `max_lr`: losses and metrics at the end (`nan` if it wasn't reached), `diverged`
     losses:pd.DataFrame # One row per batch, one column per `max_lr`: the training loss
 
     def __repr__(self): return self.table.to_string()
@@ -69,7 +68,8 @@ def plot(self:LRComparison,
         ax.plot(n, ends[max_lr], 'o', color=color)
     if ends.notna().any(): ax.plot([], [], 'o', color='0.5', label='validation loss')
     shown = np.append(curves.loc[:, ~diverged], ends)
-    if np.isfinite(shown).any(): ax.set_ylim(top=np.nanmax(shown) + .1 * np.ptp(shown[np.isfinite(shown)]))
+    low, high = np.nanmin(shown, initial=inf), np.nanmax(shown, initial=-inf)
+    if low < high: ax.set_ylim(low - .05 * (high - low), high + .05 * (high - low))
     ax.set(xlabel='batch', ylabel='loss')
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(title='max_lr', fontsize='small', title_fontsize='small')
@@ -97,7 +97,7 @@ def _candidates(max_lrs):
     return candidates
 
 # %% ../nbs/10_compare.ipynb #7a81eaf3
-def _around(lr):
+def lrs_around(lr):
     "Return four numbers of the series 0.1, 0.3, 1, 3, …: the one nearest to `lr`, one below and two above."
     nearest = round(2 * log10(lr))
     return [float(f'{(1, 3)[k % 2]}e{k // 2}') for k in range(nearest - 1, nearest + 3)]
@@ -108,7 +108,7 @@ def _found(learn, cbs):
     "Return candidates around what `lr_find` suggests; raises `ValueError` if it finds nothing."
     with learn.added_cbs(cbs): lr, = learn.lr_find(show_plot=False, suggest_funcs=lowest)
     if lr is None: raise ValueError('max_lrs must be given, since lr_find stopped before it found one')
-    return _candidates(_around(lr))
+    return _candidates(lrs_around(lr))
 
 # %% ../nbs/10_compare.ipynb #b1ff4ec9
 class _Watch(Callback):

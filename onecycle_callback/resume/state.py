@@ -94,7 +94,7 @@ class Graft:
             old.clear()
             old.update(filled)
         elif isinstance(old, set): old ^= old ^ new
-        elif isinstance(old, np.ndarray) and (old.shape, old.dtype, old.flags.writeable) == (new.shape, new.dtype, True):
+        elif isinstance(old, np.ndarray) and (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable:
             old[...] = new
         else: return new
         return old
