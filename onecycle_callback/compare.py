@@ -72,7 +72,7 @@ def plot(self:LRComparison,
     if low < high: ax.set_ylim(low - .05 * (high - low), high + .05 * (high - low))
     ax.set(xlabel='batch', ylabel='loss')
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(title='max_lr', fontsize='small', title_fontsize='small')
+    ax.legend(title='max_lr', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     return ax
 
 @patch
