@@ -244,13 +244,19 @@ def before_train(self:OneCycle):
     if self._cycle is None: self.start()
 
 @patch
+def make_plan(self:OneCycle, learn):
+    "Return the plan for a fit of `learn`, and the number of batches per epoch."
+    plan = plan_for(self.schedule, learn, learn.n_epoch, n_batch=self.n_batch)
+    return plan, plan.n_batch
+
+@patch
 def start(self:OneCycle):
     "Make the plan, set its first values on the optimizer and start the record."
     learn, opt = self.learn, OptAdapter(self.learn.opt)
-    self.plan = plan_for(self.schedule, learn, learn.n_epoch, n_batch=self.n_batch)
+    self.plan, n_batch = self.make_plan(learn)
     opt.restore_lr_tensors(self._lrs_before)
     self._cycle = CycleRun(self.plan, opt)
-    self._cycle.set_batch(learn.epoch * self.plan.n_batch)
+    self._cycle.set_batch(learn.epoch * n_batch)
     self._share_record()
     if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
         warn('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')

@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/04_learner.ipynb #25651f39
 from contextlib import nullcontext
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastcore.meta import delegates
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
 from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle, takes_cycle
+from .clock import TimedCycle
 from .internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
@@ -31,12 +33,15 @@ from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 @accept_fastai_names
 @takes_cycle
 def preview_one_cycle(self:Learner,
-    cycle_len:int, # Number of epochs
+    cycle_len:int|None=None, # Number of epochs
+    *,
+    minutes:float|None=None, # A budget of time instead of a number of epochs
     **arguments
 ) -> OneCyclePlan: # Shown in a notebook as a table and a picture
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
+    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self)[0]
     cycle = OneCycle(**arguments)
     return plan_for(cycle.schedule, self, check_whole('cycle_len', cycle_len), n_batch=cycle.n_batch)
 
@@ -93,14 +98,24 @@ def _check_epochs(
     return range(cycle_len)[start_epoch:stop_epoch]
 
 # %% ../nbs/04_learner.ipynb #61bdff3a
-def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
-               **arguments):
+def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
+    "Return the cycle over `minutes`; raises if they aren't a time, or if epochs are given too."
+    minutes = check_number('minutes', minutes, POSITIVE)
+    for name, value, default in (('cycle_len', cycle_len, None), ('start_epoch', start_epoch, 0), ('stop_epoch', stop_epoch, None)):
+        if value is not default and value != default:
+            raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
+    return TimedCycle(minutes, **arguments)
+
+def _validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
+               checkpoint=None, **arguments):
     "Check a call of `fit_one_cycle`; return its `OneCycle`, the epochs left and its `ResumableRun`, if it has one."
-    cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    if minutes is None: cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    else: cycle, epochs = _timed(cycle_len, minutes, start_epoch, stop_epoch, **arguments), range(sys.maxsize)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
+    if minutes is None: plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
+    else: plan, _ = cycle.make_plan(learn, reset_opt)
     opt = prospective_opt(learn, reset_opt)[0]
     _check_wd(wd, opt)
     checkpoint = as_checkpoint(checkpoint)
@@ -113,8 +128,9 @@ def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_ep
 @accept_fastai_names
 @takes_cycle
 def fit_one_cycle(self:Learner,
-    cycle_len:int, # Number of epochs
+    cycle_len:int|None=None, # Number of epochs
     *,
+    minutes:float|None=None, # A budget of time instead of a number of epochs
     wd=None, # Weight decay; default the Learner's `wd`
     cbs=None, # Callbacks for this fit only
     reset_opt:bool=False, # Start with a new optimizer
@@ -129,13 +145,14 @@ def fit_one_cycle(self:Learner,
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
     cycle, epochs, run = _validated(
-        self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
+        self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **arguments)
     with nullcontext() if run is None else run.held():
         if reset_opt or self.opt is None: self.create_opt()
         if run is not None and run.is_complete: return run.finish()
+        if minutes is not None: epochs = cycle.epochs(epochs)
         with fit_over(self, epochs, all_batches=run and run.all_batches):
-            self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
+            self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch

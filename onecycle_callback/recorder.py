@@ -18,6 +18,7 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
+from .clock import TimedPlan
 from .frame import batch_frame
 from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
@@ -71,6 +72,7 @@ def _drawable(recorder, keys):
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
+    if isinstance(plan, TimedPlan): plan = None
     knots, smooth = ([], ()) if plan is None else (_places_of_knots(starts, n, plan), plan._hyper_names)
     spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
     places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
@@ -117,6 +119,7 @@ def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` or `
     columns = {name: values[:n] for name, values in hps.items()}
     lr, mom = columns.pop('lr', self.trained['lr'][:n]), columns.pop('mom', None)
     epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
-    batches = np.arange(n) if self.plan is None else _batch_numbers(self.starts, np.arange(n), self.plan.n_batch)
-    if self.plan is not None: lr = self.plan.at(batches)[0]   # of all groups
+    by_batches = self.plan is not None and not isinstance(self.plan, TimedPlan)
+    batches = np.arange(n) if not by_batches else _batch_numbers(self.starts, np.arange(n), self.plan.n_batch)
+    if self.plan is not None: lr = self.plan.at(batches if by_batches else self.plan.ticks(hps['minutes'][:n]))[0]   # of all groups
     return batch_frame(epochs, batches, lr=lr, mom=mom, train_loss=_losses(self, n), **columns)

@@ -60,11 +60,14 @@ class Stream(GetAttr):
 
     def __iter__(self):
         first, self.n_done = self.n_done, 0
-        for i in range(first, self.n_batch):
-            batch = next(self._pass, _END)
-            if batch is _END: batch = self._start_over(i)
-            self.n_taken += 1
-            yield batch
+        for i in range(first, self.n_batch): yield self.take(i)
+
+    def take(self, n_done):
+        "Return the next batch; `n_done` batches of this loop were taken before."
+        batch = next(self._pass, _END)
+        if batch is _END: batch = self._start_over(n_done)
+        self.n_taken += 1
+        return batch
 
     def _start_over(self, n_done):
         "Start a pass over `dl` and return its first batch; `n_done` batches of this loop were yielded before."
@@ -134,12 +137,16 @@ class StreamCallback(OneFitCallback):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
 
+    def stream_of(self, dl):
+        "Return the training loader `dl` as a stream."
+        return Stream(dl, self.n_batch, self.on_pass)
+
     def before_train(self):
         "Let this epoch go on where the one before stopped; a fit starts a new pass."
         learn, stream = self.learn, self._train
         if self.n_batch is None: return
         if stream is None or stream.dl is not learn.dl or learn.train_iter == 0:
-            self._train = Stream(learn.dl, self.n_batch, self.on_pass)
+            self._train = self.stream_of(learn.dl)
         learn.dl = self._train
 
     def before_validate(self):
