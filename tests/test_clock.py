@@ -12,7 +12,8 @@ from onecycle_callback import CycleCheckpoint, clock
 from onecycle_callback.clock import N_TICKS, Clock
 
 class Time:
-    "The time in seconds."
+    "The time in seconds. It has slots, so that no checkpoint turns it back."
+    __slots__ = 'now',
     def __init__(self): self.now = 1000.
     def __call__(self): return self.now
 
@@ -20,10 +21,10 @@ class Passes(Callback):
     "Let time pass with each batch; `stalls` are extra seconds after some training batches or validations."
     order = -5
     def __init__(self, time, train=1, valid=3, stalls=None, valid_stalls=None):
-        self.time, self.train_s, self.valid_s, self.stalls, self.valid_stalls = time, train, valid, stalls or {}, valid_stalls or {}
+        self.tell, self.train_s, self.valid_s, self.stalls, self.valid_stalls = lambda: time, train, valid, stalls or {}, valid_stalls or {}
     def after_batch(self):
-        if self.training: self.time.now += self.train_s + self.stalls.get(self.train_iter, 0)
-    def after_validate(self): self.time.now += self.valid_s + self.valid_stalls.get(self.epoch, 0)
+        if self.training: self.tell().now += self.train_s + self.stalls.get(self.train_iter, 0)
+    def after_validate(self): self.tell().now += self.valid_s + self.valid_stalls.get(self.epoch, 0)
 
 @pytest.fixture
 def time(monkeypatch):
