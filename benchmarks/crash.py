@@ -6,6 +6,7 @@ progress bar and its table, in a log. Then it disturbs three more cycles: one by
 and one by a disk that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted
 run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
 time.
+`--hostile 200` does worse things to other Learners, see benchmarks/hostile.py, until so many processes were killed.
 `--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
 import os
 import re
@@ -102,9 +103,10 @@ def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
 
 def unfinished_save(folder):
     "Return when the file of a save that was not finished was written, `None` if there is none."
-    part = checkpoint_file(folder).with_suffix('.cycle.part')
-    try: return part.stat().st_mtime_ns
-    except FileNotFoundError: return None
+    for part in (folder/'models').glob(f'{NAME}.cycle.*.part'):
+        try: return part.stat().st_mtime_ns
+        except FileNotFoundError: pass
+    return None
 
 def is_torn(folder):
     "Check whether there is a checkpoint that cannot be read."
@@ -219,7 +221,12 @@ def main(
     runs:int=12, # Number of cycles to kill
     seed:int=0, # Seed of the kills
     kills:int=None, # Number of kills per cycle, at drawn batches and saves; default at random moments until it ends
+    hostile:int=None, # Number of kills of the hostile mode
     cost_only:bool=False # Only measure the cost of a save
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."
-    for k, v in (cost() if cost_only else crash(runs, seed, n_kills=kills)).items(): print(f'{k}: {v}')
+    if hostile is not None:
+        from hostile import hostile as attack
+        figures = attack(hostile, seed)
+    else: figures = cost() if cost_only else crash(runs, seed, n_kills=kills)
+    for k, v in figures.items(): print(f'{k}: {v}')

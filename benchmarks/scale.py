@@ -1,17 +1,18 @@
 """What it costs to look at a plan or at a record, by its length and its number of parameter groups.
 
-`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick` shortens the
-run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved rounds. Memory is the
-highest that Python allocated at once, in MB, in a run of its own. The loop over torch's `OneCycleLR` and ignite's
-`simulate_values` are timed over up to 20,000 batches, and their cost for all batches is computed from that; ignite is an
-extra that this project doesn't install (`pip install pytorch-ignite`), and without it its column is empty.
-`python benchmarks/scale.py --train_batches 1000000` trains a model of one weight for that many batches instead: what the record
-takes, and what a batch takes at the beginning and at the end."""
+`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick`
+shortens the run and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several interleaved
+rounds; MB are the most that Python had allocated at once, in a run of its own, where that takes less than two
+seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
+their cost for all batches is computed from that. This project doesn't install ignite (`pip install pytorch-ignite`);
+without it there is no such column.
+`python benchmarks/scale.py --train 1000000` trains a model of one weight for so many batches instead: how
+much memory the record takes, and how long a batch takes at the beginning and at the end."""
 import math
 import sys
 import time
 import tracemalloc
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,7 +34,8 @@ SAMPLE = 20_000       # The steps that torch and ignite are timed over
 def own_curve(start, end, pos): return start + (end - start) * math.sin(pos * math.pi / 2)
 
 def plan_of(n, n_groups, anneal='cos'):
-    return OneCycleSchedule(slice(1e-3, .1) if n_groups > 1 else .1, anneal=anneal).plan(N_EPOCH, n // N_EPOCH, n_groups)
+    max_lr = slice(1e-3, .1) if n_groups > 1 else .1
+    return OneCycleSchedule(max_lr, anneal=anneal).plan(N_EPOCH, n // N_EPOCH, n_groups)
 
 @cache
 def record_of(n):
@@ -81,9 +83,9 @@ def cases(n, n_groups):
     "Return what is measured for `n` batches: the functions to time, by column."
     plan, own, recorder = plan_of(n, n_groups), plan_of(n, n_groups, own_curve), recorder_of(n, n_groups)
     found = {
-        'show': plan._repr_html_, 'show, own curve': own._repr_html_,
-        'plot_lr': lambda: drawn(recorder.plot_lr()), 'plot_sched': lambda: drawn(recorder.plot_sched()),
-        'slider': move_slider(plan), 'make, own curve': lambda: plan_of(n, n_groups, own_curve)}
+        'show': plan._repr_html_, 'show, own curve': own._repr_html_, 'plot_lr': lambda: drawn(recorder.plot_lr()),
+        'plot_sched': lambda: drawn(recorder.plot_sched()), 'slider': move_slider(plan),
+        'make, own curve': lambda: plan_of(n, n_groups, own_curve)}
     def values():
         fresh = plan_of(n, n_groups)
         return fresh.lrs, fresh.moms
@@ -106,7 +108,7 @@ def measure(lengths, n_groups, rounds):
                 found[what]()
                 taken = (time.process_time() - start) * factor.get(what, 1)
                 seconds[what, n] = min(taken, seconds.get((what, n), math.inf))
-    return [dict(batches=n, groups=n_groups, what=what, seconds=t, mb=_peak_mb(*made[n], what))
+    return [dict(batches=n, groups=n_groups, what=what, seconds=t, mb=math.nan if t > 2 else _peak_mb(*made[n], what))
             for (what, n), t in seconds.items()]
 
 def _peak_mb(found, factor, what):
@@ -134,14 +136,14 @@ def ratios(df):
 
 def plot(df, ax=None):
     "Draw cost over length for one parameter group; returns the axes."
-    ax = ax or matplotlib.pyplot.subplots(figsize=(7, 4.5), layout='constrained')[1]
+    ax = ax or matplotlib.pyplot.subplots(figsize=(9, 4.5), layout='constrained')[1]
     seconds = table(df).xs(1, level='groups')
     names = ["torch's loop", "ignite's simulate_values", 'lrs and moms', 'plot_sched', 'plot_lr', 'slider', 'show',
              'show, own curve', 'make, own curve']
     for name in [name for name in names if name in seconds]:
         seconds[name].plot(ax=ax, marker='.', logx=True, logy=True, ls='--' if "'s" in name else '-', label=name)
     ax.set(xlabel='batches', ylabel='seconds')
-    ax.legend(fontsize='small', loc='upper left')
+    ax.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, .5))
     return ax
 
 def results(path):
@@ -161,34 +163,36 @@ class _Items:
     def __len__(self): return self.n
     def __iter__(self): return (self.batch for _ in range(self.n))
 
-def train(n):
+def train_for(n):
     "Train a model of one weight for `n` batches, and print what it takes."
     dl, stamps = _Items(n // N_EPOCH), []
     class Clock(Callback):
         def before_train(self): stamps.append(time.process_time())
-    learn = Learner(DataLoaders(dl, [dl.batch]), nn.Linear(1, 1, bias=False), loss_func=nn.MSELoss(), opt_func=SGD)
+    model, dls, opt_func = nn.Linear(1, 1, bias=False), DataLoaders(dl, [dl.batch]), partial(SGD, mom=.9)
+    learn = Learner(dls, model, loss_func=nn.MSELoss(), opt_func=opt_func)
     with learn.no_bar(), learn.no_logging(): learn.fit(N_EPOCH, cbs=[OneCycle(.01), Clock()])
     per_batch = np.diff(stamps) / len(dl) * 1e6
     hps = learn.recorder.hps
     held = sum(sys.getsizeof(v) + sum(map(sys.getsizeof, v)) for v in hps.values())
     first, last = np.median(per_batch[:10]), np.median(per_batch[-10:])
-    print(f'{n:,} batches: the record of LR and momentum takes {held / 1e6:.0f} MB; a batch takes {first:.1f} µs in the '
-          f'first ten epochs, {last:.1f} µs in the last ten, ratio {last / first:.2f}')
+    print(f'{n:,} batches: the record of {" and ".join(hps)} takes {held / 1e6:.3g} MB; a batch takes {first:.1f} µs in '
+          f'the first ten epochs, {last:.1f} µs in the last ten, ratio {last / first:.2f}')
 
 @call_parse
 def main(
     quick:bool=False, # Shorten the run, and write nothing
-    train_batches:int=0 # Train for so many batches instead
+    train:int=0 # Train for so many batches instead
 ):
     "Measure what looking at a plan and at a record costs."
     matplotlib.use('Agg')
     torch.set_num_threads(1)
-    if train_batches: return train(train_batches)
+    if train: return train_for(train)
     lengths = [10**3, 10**6] if quick else [10**k for k in range(3, 8)]
-    groups = [1, 5] if quick else [1, 5, 50, 1000]
-    df = pd.DataFrame([row for g in groups for row in measure(lengths, g, 1 if quick or g == 1000 else 3)])
+    rounds = {1: 1, 5: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
+    df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])
     if not quick:
         head = f'# python benchmarks/scale.py\n{_versions()}\n'
         (RESULTS/'scale.csv').write_text(head + df.to_csv(index=False, float_format='%.4g'))
-    for title, shown in (('seconds', table(df)), ('MB', table(df, 'mb')), ('a million batches / a thousand', ratios(df))):
+    tables = {'seconds': table(df), 'MB': table(df, 'mb'), 'a million batches / a thousand': ratios(df)}
+    for title, shown in tables.items():
         print(title, shown.to_string(float_format='{:.4g}'.format, na_rep=''), '', sep='\n')

@@ -52,6 +52,11 @@ FINITE = Bounds(gt=-inf, lt=inf)
 COUNT = Bounds(ge=1)
 
 # %% ../nbs/rooms/arguments.ipynb #06a51cd1
+def _as_float(number):
+    "Return `number` as a float, an infinite one if it is a whole number beyond a float's range."
+    try: return float(number)
+    except OverflowError: return inf if number > 0 else -inf
+
 def check_number(
     name:str, # Name of the argument, for the message
     value, # What the user gave: a Python or NumPy number, or a tensor without dimensions
@@ -63,8 +68,8 @@ def check_number(
     number = value.item() if getattr(value, 'ndim', None) == 0 else value
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f'{name} must be {allowed}, got {value!r}')
-    if float(number) not in bounds: raise ValueError(f'{name} must be {allowed}, got {number}')
-    return float(number)
+    if (x := _as_float(number)) not in bounds: raise ValueError(f'{name} must be {allowed}, got {number}')
+    return x
 
 # %% ../nbs/rooms/arguments.ipynb #46d5a5a7
 def check_whole(

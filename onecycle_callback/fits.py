@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .internals import OwnLoop
@@ -25,8 +24,8 @@ class OneFitCallback(Callback):
     "A callback that has a part in the fit that it was added to, and in none that takes place inside it."
 
 # %% ../nbs/rooms/fits.ipynb #ab1bc72b
-_POSITION = ('epoch', 'iter', 'n_iter', 'n_epoch', 'train_iter', 'pct_train', 'training', 'dl', 'xb', 'yb', 'pred', 'loss',
-             'loss_grad', 'smooth_loss')
+_POSITION = ('epoch', 'iter', 'n_iter', 'n_epoch', 'train_iter', 'pct_train', 'training', 'dl', 'xb', 'yb', 'pred',
+             'loss', 'loss_grad', 'smooth_loss')
 
 def _counting(learn):
     "Return what counts and shows the batches and epochs of a fit: the recorder, the metrics and the progress bar."
@@ -84,7 +83,7 @@ def _own_or_nested(fit):
     return wrapped
 
 def _set_aside_during(validation_context):
-    "Return `Learner.validation_context`, which fastai's validations and predictions enter, as one that begins with `_set_aside`."
+    "Return `Learner.validation_context`, which fastai's validations enter, as one that begins with `_set_aside`."
     @wraps(validation_context)
     def wrapped(self, *args, **kwargs):
         contexts = validation_context(self, *args, **kwargs)
@@ -92,8 +91,8 @@ def _set_aside_during(validation_context):
         return contexts
     return wrapped
 
-Learner.fit = _own_or_nested(Learner.fit)                                           # type: ignore[method-assign]
-Learner.validation_context = _set_aside_during(Learner.validation_context)          # type: ignore[method-assign]
+Learner.fit = _own_or_nested(Learner.fit)
+Learner.validation_context = _set_aside_during(Learner.validation_context)
 
 # %% ../nbs/rooms/fits.ipynb #5e9984cc
 def _without_running_fit(getstate):
@@ -101,9 +100,10 @@ def _without_running_fit(getstate):
     @wraps(getstate)
     def wrapped(self):
         before = _fits.get(self, self.cbs)
-        def is_of_the_fit(v): return isinstance(v, OwnLoop) or isinstance(v, OneFitCallback) and not any(v is cb for cb in before)
+        def was_before(v): return any(v is cb for cb in before)
+        def is_of_the_fit(v): return isinstance(v, OwnLoop) or isinstance(v, OneFitCallback) and not was_before(v)
         state = {name: value for name, value in getstate(self).items() if not is_of_the_fit(value)}
         return state | dict(cbs=L(cb for cb in self.cbs if not is_of_the_fit(cb)))
     return wrapped
 
-Learner.__getstate__ = _without_running_fit(Learner.__getstate__)                  # type: ignore[method-assign]
+Learner.__getstate__ = _without_running_fit(Learner.__getstate__)

@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from functools import partial
 from traceback import walk_tb
 
-from fastai.callback.core import CancelEpochException
+from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.learner import Learner
 
 # %% ../nbs/rooms/internals.ipynb #69f6f439
-def _fit_epochs(learn, epochs):
-    "Do what `Learner._do_fit` does, over `epochs`."
+def _fit_epochs(learn, epochs, stopped):
+    "Do what `Learner._do_fit` does, over `epochs`; call `stopped` if a callback ends the fit."
     start_clock(learn)
-    for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+    try:
+        for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+    except CancelFitException:
+        if stopped is not None: stopped()
+        raise
 
 class OwnLoop(partial):
     "A loop of one fit, in place of the Learner's method of the same name."
@@ -30,10 +34,11 @@ class OwnLoop(partial):
 def fit_over(
     learn, # The `Learner`
     epochs:range, # The epochs to run
-    all_batches=None # What to call instead of `Learner.all_batches`; default that method
+    all_batches=None, # What to call instead of `Learner.all_batches`; default that method
+    stopped=None # What to call when a callback ends the fit, before any callback is told
 ):
     "Make the outermost fit of `learn` within this context run over `epochs`."
-    loops = dict(_do_fit=OwnLoop(_fit_epochs, learn, epochs))
+    loops = dict(_do_fit=OwnLoop(_fit_epochs, learn, epochs, stopped))
     if all_batches is not None: loops['all_batches'] = OwnLoop(all_batches)
     vars(learn).update(loops)
     try: yield

@@ -47,16 +47,17 @@ def preview_one_cycle(self:Learner,
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
-    "Raise if `wd` isn't a weight decay, or one per parameter group, or if the optimizer `opt` has no weight decay."
-    if wd is None: return
+    "Return `wd` with Python floats in it; raises if it doesn't fit, or if the optimizer `opt` has no weight decay."
+    if wd is None: return None
     many = [wd.start, wd.stop] if isinstance(wd, slice) else as_list(wd) or [wd]
-    for w in many:
-        if w is not None: check_number('wd', w, Bounds(ge=0, lt=np.inf))
+    many = [w if w is None else check_number('wd', w, Bounds(ge=0, lt=np.inf)) for w in many]
     n_groups = len(opt.param_lists)
     if not isinstance(wd, slice) and len(many) not in (1, n_groups):
         raise ValueError(f'wd must be one number, or one for each of the {n_groups} parameter groups, got {wd}')
     if 'wd' not in opt.hypers[0]:
         raise ValueError(f'wd must be left out, since this optimizer has no weight decay, got {wd}')
+    if isinstance(wd, slice): return slice(*many)
+    return many if len(many) > 1 else many[0]
 
 # %% ../nbs/04_learner.ipynb #27b4f69c
 def _check_cbs(cbs):
@@ -108,7 +109,7 @@ def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
 
 def _validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
                checkpoint=None, **arguments):
-    "Check a call of `fit_one_cycle`; return its `OneCycle`, the epochs left and its `ResumableRun`, if it has one."
+    "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
     if minutes is None: cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
     else: cycle, epochs = _timed(cycle_len, minutes, start_epoch, stop_epoch, **arguments), range(sys.maxsize)
     check_flag('reset_opt', reset_opt)
@@ -117,11 +118,10 @@ def _validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=F
     if minutes is None: plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
     else: plan, _ = cycle.make_plan(learn, reset_opt)
     opt = prospective_opt(learn, reset_opt)[0]
-    _check_wd(wd, opt)
-    checkpoint = as_checkpoint(checkpoint)
-    if checkpoint is None: return cycle, epochs, None
+    wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
+    if checkpoint is None: return cycle, epochs, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
-    return cycle, run.epochs, run
+    return cycle, run.epochs, wds, run
 
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
@@ -144,14 +144,14 @@ def fit_one_cycle(self:Learner,
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
-    cycle, epochs, run = _validated(
+    cycle, epochs, wd, run = _validated(
         self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
         checkpoint=checkpoint, **arguments)
     with nullcontext() if run is None else run.held():
         if reset_opt or self.opt is None: self.create_opt()
         if run is not None and run.is_complete: return run.finish()
         if minutes is not None: epochs = cycle.epochs(epochs)
-        with fit_over(self, epochs, all_batches=run and run.all_batches):
+        with fit_over(self, epochs, all_batches=run and run.all_batches, stopped=run and run.stopped):
             self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
@@ -179,9 +179,12 @@ def fine_tune(self:Learner,
     check_number('base_lr', base_lr, POSITIVE)
     check_number('lr_mult', lr_mult, DIV_FACTOR)
     check_number('div', div, DIV_FACTOR)
+    if freeze_epochs and kwargs.get('three_phase'):
+        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got True')
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     if checkpoint is not None:
-        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)
+        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
+                    div=div)
         checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)

@@ -14,6 +14,7 @@ from itertools import count
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 # %% ../nbs/rooms/plot.ipynb #1e544550
 HYPER_NAMES = dict(lr='learning rate', mom='momentum', wd='weight decay', sqr_mom='squared momentum', eps='epsilon')
@@ -36,7 +37,7 @@ def extremes(
     values, # A list of numbers
     most:int=MOST_POINTS # Number of stretches
 ) -> np.ndarray: # Places in `values`
-    "Return the places of the smallest and the largest number in each of `most` stretches of `values`; all if it is short."
+    "Return the places of the smallest and the largest number in each of `most` stretches of `values`."
     edges = batches_to_draw(len(values) + 1, most=most + 1).tolist()
     places = []
     for start, stop in zip(edges, edges[1:]):
@@ -81,7 +82,9 @@ def _draw_lines(ax, x, values):
     point = dict(marker='.') if len(x) < 40 else {}
     for group, color in zip(groups.tolist(), colors):
         ax.plot(x, values[:, group], color=color, label=f'group {group}' if group in named else None, **point)
-    if len(groups) > 1: ax.legend(fontsize='small', title='parameter group' if len(groups) > 6 else None)
+    place = 'best' if values.size < 10**5 else 'upper right'   # the best place is searched for among all points
+    title = 'parameter group' if len(groups) > 6 else None
+    if len(groups) > 1: ax.legend(fontsize='small', title=title, loc=place)
 
 # %% ../nbs/rooms/plot.ipynb #52b12a96
 def _mark_peak(ax, x, values, peak):
@@ -124,6 +127,7 @@ def plot_hypers(
         panel.set(xlabel='batch', ylabel=HYPER_NAMES.get(name, name))
         panel.margins(y=0.12)
         panel.xaxis.get_major_locator().set_params(integer=True)
+        if x[-1] >= 10**6: panel.xaxis.set_major_formatter(EngFormatter(sep=''))   # 2M, not 0.2 with 1e7 in a corner
         if epochs: _mark_epochs(panel, epochs)
         _mark_peak(panel, x, values, peak)
     return axes[0] if len(axes) == 1 else axes

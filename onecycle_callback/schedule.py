@@ -53,6 +53,11 @@ def anneal_exp(
 ANNEALS = dict(cos=anneal_cos, linear=anneal_linear, exp=anneal_exp)
 
 # %% ../nbs/01_schedule.ipynb #330029b5
+def _text(value):
+    "Return `value` as Python code."
+    if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
+    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
+
 class _OwnCurve:
     "A function of the user's own as a curve for arrays."
     def __init__(self, f): self.f, self.in_arrays = f, False
@@ -237,8 +242,7 @@ class OneCycleSchedule:
         "Return the LR at a fraction `pct` of the cycle."
         at = np.asarray(pct, float)
         n_groups = len(self.max_lr) if isinstance(self.max_lr, tuple) else 1
-        phases = _phases_of(self, self.pct_start, 1., n_groups, map(_curve, self._anneals))
-        lrs = _follow(phases, at.reshape(-1))[n_groups - 1]
+        lrs = _follow(_phases_of(self, self.pct_start, 1., n_groups), at.reshape(-1))[n_groups - 1]
         return lrs.reshape(at.shape) if at.ndim else float(lrs[0])
 
     def plan(self,
@@ -248,11 +252,6 @@ class OneCycleSchedule:
     ) -> 'OneCyclePlan': # The values of every batch
         "Return the LR and the momentum of each batch for `n_epoch` epochs of `n_batch` batches."
         return OneCyclePlan(self, n_epoch, n_batch, n_groups)
-
-def _text(value):
-    "Return `value` as Python code."
-    if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
-    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
 
 # %% ../nbs/01_schedule.ipynb #ae254637
 def _peaks_of(schedule, n_groups:int) -> np.ndarray:
@@ -269,9 +268,9 @@ def _peaks_of(schedule, n_groups:int) -> np.ndarray:
     return np.geomspace(low, high, n_groups) if n_groups > 1 else np.array([high])
 
 # %% ../nbs/01_schedule.ipynb #08a294cd
-def _phases_of(schedule, peak:float, last:float, n_groups:int, curves) -> list[_Phase]:
-    "Return the phases of a cycle from position 0 over `peak` to `last`, with the `curves` of the rise and the fall."
-    rise, fall = curves
+def _phases_of(schedule, peak:float, last:float, n_groups:int) -> list[_Phase]:
+    "Return the phases of a cycle from position 0 over `peak` to `last`."
+    rise, fall = map(_curve, schedule._anneals)
     top = _peaks_of(schedule, n_groups)
     start = top / schedule.div_factor
     first, low, rest = MOMS if schedule.moms is None else schedule.moms or ([], [], [])
@@ -356,7 +355,7 @@ class OneCyclePlan:
                 for end, column in zip(('first', 'last'), columns.T)}
         return pd.DataFrame(rows).rename_axis('epoch')
 
-    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (`lr_0`, `lr_1`, … with several groups), `mom`
+    def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
         "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
         batches = np.arange(len(self))
         return batch_frame(batches // self.n_batch, batches, lr=self.lrs, mom=self.moms)
@@ -389,18 +388,19 @@ N_CHECKED = 998   # Batches at which a user's own curve is checked; with those w
 
 def _checked_phases(plan):
     "Return the phases of `plan`, with the curves of the user's own checked and called with arrays if they take them."
-    curves = [_curve(anneal) for anneal in plan.schedule._anneals]
-    phases = _phases_of(plan.schedule, plan.peak, len(plan) - 1, plan.n_groups, curves)
-    own = [curve for curve in curves if isinstance(curve, _OwnCurve)]
-    if not own: return phases
+    phases = _phases_of(plan.schedule, plan.peak, len(plan) - 1, plan.n_groups)
+    if not any(isinstance(phase.curve, _OwnCurve) for phase in phases): return phases
     batches = batches_to_draw(len(plan), keep=[phase.end for phase in phases], most=N_CHECKED).astype(float)
     values = _follow(phases, batches)
-    for curve in own:
-        curve.in_arrays = True
-        curve.in_arrays = _gives(values, phases, batches)
+    for before, phase in zip(phases, phases[1:]):
+        if not isinstance(phase.curve, _OwnCurve): continue
+        inside = (before.end <= batches) & (batches <= phase.end)
+        phase.curve.in_arrays = True
+        phase.curve.in_arrays = _gives(values[:, inside], [before, phase], batches[inside])
     return phases
 
 def _gives(values, phases, batches):
     "Return whether `phases` give `values` at `batches`, without an error."
-    try: return np.array_equal(_follow(phases, batches.repeat(2))[:, ::2], values)   # an array of one may pass as a number
+    in_pairs = batches.repeat(2)   # since an array of one may pass as a number
+    try: return np.array_equal(_follow(phases, in_pairs)[:, ::2], values)
     except Exception: return False

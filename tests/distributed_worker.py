@@ -148,6 +148,11 @@ def all_killed(folder): return long_cycle(folder, **KEEP, cbs=Kill(33))
 def resumed(folder): return long_cycle(folder, **KEEP)
 def complete(folder): return long_cycle(folder, **KEEP)
 
+def in_use(folder):
+    "Return the error of each process."
+    try: long_cycle(folder, **KEEP)
+    except BlockingIOError as e: return str(e)
+
 if __name__ == '__main__':
     torch.manual_seed(rank_distrib())
     folder = Path(sys.argv[-1])

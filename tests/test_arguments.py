@@ -79,7 +79,7 @@ FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
        case('cbs', 'lr', got='ParamScheduler', cbs=ParamScheduler({'lr': lambda p: p})),
        case('cbs', 'mom', got='ParamScheduler',
             cbs=[Callback(), ParamScheduler({'wd': lambda p: p, 'mom': lambda p: p})]),
-       *each('wd', 'at least 0', 'x', nan, -1, inf, True),
+       *each('wd', 'at least 0', 'x', nan, -1, inf, 10**400, True),
        *each('wd', '3 parameter groups', [.1, .2])]
 
 FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
@@ -93,6 +93,7 @@ FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              *each('wd', 'at least 0', 'much'),
              *each('n_batch', 'at least 1', 0, 2.5),
              case('cycle_len', 'left out with minutes', got='1', minutes=30),
+             case('three_phase', 'with freeze_epochs', three_phase=True),
              case('nonsense', 'freeze_epochs', nonsense=1)]
 
 CALLS = dict(fit=lambda learn, kw: learn.fit_one_cycle(**{'cycle_len': 3} | kw),

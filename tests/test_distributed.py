@@ -15,6 +15,7 @@ import onecycle_callback.distributed
 from helpers import dataset
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
+from onecycle_callback.resume.lock import RunLock
 
 TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
@@ -116,6 +117,15 @@ def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     assert killed[1][job] == jobs['uninterrupted']
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
+
+@pytest.mark.slow
+def test_a_run_in_use_is_refused_everywhere(tmp_path):
+    "Rank 0 finds the lock taken, here by this process."
+    lock = RunLock(tmp_path / 'models/run1.cycle')
+    lock.acquire()
+    try: messages, = run_jobs(tmp_path, 'in_use')
+    finally: lock.release()
+    for message in messages: assert f'is in use: process {os.getpid()} on ' in message
 
 @pytest.mark.slow
 def test_bar_and_table_of_a_killed_cycle(killed):

@@ -1,6 +1,7 @@
 """`fit_one_cycle`, `preview_one_cycle` and `fine_tune` of a `Learner`."""
 import re
 
+import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, OptimWrapper, partial
@@ -121,13 +122,14 @@ def test_default_lr_is_the_one_that_fastai_would_use(kwargs, peaks):
     learn.fit_one_cycle(1, cbs=spy)
     assert [max(lrs) for lrs in zip(*spy.seen_lrs)] == peaks
 
-def test_wd():
+@pytest.mark.parametrize('wd, used', [(.5, [.5, .5]), ([.1, .2], [.1, .2]), (torch.tensor([.25, .5]), [.25, .5]), (torch.tensor(.5), [.5, .5]),
+                                      (np.float64(.5), [.5, .5]), (slice(.1), [.01, .1]), (slice(.1, .2), [.1, .2])], ids=str)
+def test_wd(wd, used):
     learn = learner(n_groups=2)
-    learn.fit_one_cycle(1, wd=.5)
-    assert [h['wd'] for h in learn.opt.hypers] == [.5, .5]
+    learn.fit_one_cycle(1)
     old = learn.opt
-    learn.fit_one_cycle(1, wd=[.1, .2])
-    assert learn.opt is old and [h['wd'] for h in learn.opt.hypers] == [.1, .2]
+    learn.fit_one_cycle(1, wd=wd)
+    assert learn.opt is old and [h['wd'] for h in learn.opt.hypers] == used
 
 def test_reset_opt():
     learn = learner()

@@ -8,6 +8,8 @@ from fastai.torch_core import trainable_params
 from torch import nn
 
 from helpers import At, learner, throw
+from onecycle_callback import OneCycleSchedule
+from onecycle_callback.plot import MOST_POINTS
 
 def test_there_from_the_first_batch_on():
     seen, learn = [], learner()
@@ -86,7 +88,7 @@ def same_as_plan(learn, plan, batches):
     assert frame.batch.tolist() == batches and frame.epoch.tolist() == [i // plan.n_batch for i in batches]
     planned = plan.to_frame().loc[batches].reset_index(drop=True)
     assert (frame[list(planned)] == planned).all(axis=None)
-    assert frame.train_loss.tolist() == [loss.item() for loss in learn.recorder.trained['train_loss'][:len(batches)]]
+    assert frame.train_loss.tolist() == [loss.item() for loss in learn.recorder.by_batch['train_loss'][:len(batches)]]
     return frame
 
 @pytest.mark.parametrize('n_groups', [1, 3])
@@ -166,3 +168,44 @@ def test_frame_of_a_fit_that_was_stopped_before_its_first_batch():
     learn = learner()
     with pytest.raises(RuntimeError): learn.fit_one_cycle(1, .1, cbs=At(0, 0, throw(RuntimeError('boom')), 'before_batch'))
     with pytest.raises(ValueError, match='recorder holds no batch yet'): learn.recorder.to_frame()
+
+def long_record(plan=None, n=10**5, **hps):
+    "A Learner's recorder as a training of `n` batches in 10 epochs leaves it."
+    recorder = learner().recorder
+    recorder.hps, recorder.plan = hps, plan
+    recorder.starts = {epoch: epoch * n // 10 for epoch in range(10)}
+    return recorder
+
+def points(ax): return dict(zip(*(data.tolist() for data in ax.lines[0].get_data())))
+
+@pytest.mark.parametrize('spike', [1., -1.])
+@pytest.mark.parametrize('place', [1, 33_333, 99_998])
+@pytest.mark.parametrize('with_cycle', [False, True], ids=['alone', 'alongside a cycle'])
+def test_a_single_batch_that_stands_out_in_a_long_record_is_drawn(with_cycle, place, spike):
+    plan = OneCycleSchedule(.1).plan(10, 10**4) if with_cycle else None
+    cycle = dict(lr=plan.lrs[:, 0].tolist(), mom=plan.moms.tolist()) if with_cycle else {}
+    wds = [.01] * 10**5
+    wds[place] = spike
+    drawn = points(long_record(plan, wd=wds, **cycle).plot_sched('wd'))
+    assert drawn[place] == spike and set(drawn.values()) == {.01, spike}
+    assert {0, 99_999} <= set(drawn) and len(drawn) < 4 * MOST_POINTS
+
+def test_a_long_record_of_a_cycle_is_drawn_at_its_knots_and_some_more_batches():
+    plan = OneCycleSchedule(slice(.01, .1), pct_start=.12345).plan(10, 10**4, 2)
+    recorder = long_record(plan, lr=plan.lrs[:, -1].tolist(), mom=plan.moms.tolist())
+    left, right = recorder.plot_lr(show_moms=True)
+    drawn = points(left)
+    assert {*range(0, 10**5, 10**4), plan.peak, 99_999} <= set(drawn) and len(drawn) < MOST_POINTS + 20
+    x = list(drawn)
+    assert [drawn[i] for i in x] == plan.lrs[x, 0].tolist() and [points(right)[i] for i in x] == plan.moms[x].tolist()
+
+def test_a_long_record_with_an_epoch_cut_short_keeps_the_batches_of_the_cycle():
+    plan = OneCycleSchedule(.1).plan(10, 10**4)
+    record = [*range(20_000), *range(30_000, 35_000), *range(40_000, 100_000)]
+    recorder = long_record(plan, lr=plan.lrs[record, 0].tolist(), mom=plan.moms[record].tolist())
+    recorder.starts = {0: 0, 1: 10_000, 3: 20_000} | {epoch: 25_000 + 10_000 * (epoch - 4) for epoch in range(4, 10)}
+    ax = recorder.plot_lr()
+    x = ax.lines[0].get_xdata().tolist()
+    assert set(x) <= set(record) and {0, plan.peak, 40_000, 99_999} <= set(x)
+    assert not [i for i in x if 20_000 <= i < 30_000 or 35_000 <= i < 40_000]
+    assert ax.lines[0].get_ydata().tolist() == plan.lrs[x, 0].tolist()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, SGD
+from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader
+from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
 
-from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
+from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
 
@@ -100,6 +101,16 @@ def test_a_loss_that_is_nan_is_for_good(tmp_path):
             if self.training and self.train_iter == 15: self.learn.loss = self.loss * float('nan')
     fit(tmp_path, cbs=[TerminateOnNaNCallback(), Poison()])
     assert saved(tmp_path)['status'].startswith('complete, ended early in epoch 1')
+
+@early
+@pytest.mark.parametrize('event, at', [('after_batch', 20), ('after_epoch', 20)])
+def test_a_callback_that_puts_back_what_it_changed_when_a_fit_is_stopped(tmp_path, event, at):
+    "`MixUp` trains with another loss function."
+    calm = learner(tmp_path)
+    calm.fit_one_cycle(N_EPOCH, .05, cbs=MixUp())
+    expected = results(calm)
+    fit(tmp_path, cbs=[MixUp(), Limit(event, at)])
+    assert_same(results(fit(tmp_path, cbs=MixUp())), expected)
 
 @early
 def test_the_same_learner_after_a_limit(uninterrupted, tmp_path):
@@ -400,3 +411,58 @@ def test_a_log_that_is_appended_to_gets_no_row_twice(tmp_path, every, at, order)
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, every, [log(), stop])
     fit(tmp_path, every, log())
     assert read(tmp_path) == read(calm) and len(read(calm)) == 2 + 1 + N_EPOCH
+
+# A loader that tells its own place
+
+LOADED: list = []     # the batches that were loaded, in any process so far
+
+class TellsItsPlace:
+    "A loader that shuffles with a generator of its own, and can begin anywhere in an epoch."
+    def __init__(self, data, bs, workers=0):
+        self.data, self.bs, self.num_workers, self.generator = data, bs, workers, torch.Generator().manual_seed(3)
+        self.begin, self.order = 0, None
+    def __len__(self): return -(-len(self.data) // self.bs)
+    def __iter__(self):
+        begin, self.begin = self.begin, 0
+        if begin == 0: self.order = torch.randperm(len(self.data), generator=self.generator)
+        for self.at in range(begin, len(self)):
+            LOADED.append(self.at)
+            batch = [self.data[i] for i in self.order[self.at * self.bs:(self.at + 1) * self.bs]]
+            yield tuple(map(torch.stack, zip(*batch)))
+    def state_dict(self): return dict(begin=self.at + 1, order=self.order)
+    def load_state_dict(self, state): self.begin, self.order = state['begin'], state['order']
+
+def tells_its_place(path, **kwargs):
+    learn = learner(path)
+    learn.dls.loaders[0] = TellsItsPlace(items(46), 4, **kwargs)
+    return learn
+
+def torchdata_loader(path, workers=0, generator=None):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    learn = learner(path)
+    learn.dls.loaders[0] = StatefulDataLoader(items(46), batch_size=4, shuffle=True, num_workers=workers, generator=generator and generator())
+    return learn
+
+def new_generator(): return torch.Generator().manual_seed(3)
+LOADERS = {'own': tells_its_place, 'torchdata': torchdata_loader, 'torchdata, a generator': partial(torchdata_loader, generator=new_generator),
+           'torchdata, two workers': partial(torchdata_loader, workers=2)}
+
+@pytest.mark.filterwarnings('ignore:.*random states inside the workers')
+@pytest.mark.parametrize('every, at', [(7, 30), (7, 36), (1, 12), (None, 30)])
+@pytest.mark.parametrize('name', LOADERS)
+def test_a_loader_with_a_state_is_asked_for_its_place(tmp_path, name, every, at):
+    if 'torchdata' in name: pytest.importorskip('torchdata')
+    make = LOADERS[name]
+    calm = make(tmp_path)
+    calm.fit_one_cycle(N_EPOCH, .05)
+    expected = results(calm)
+    with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, every, Interrupt(at), make)
+    n_left = N_EPOCH * N_BATCH - at // (every or N_BATCH) * (every or N_BATCH)
+    LOADED.clear()
+    assert_same(results(fit(tmp_path, every, make=make)), expected)
+    if name == 'own': assert len(LOADED) == n_left
+
+def test_workers_of_such_a_loader_are_noted(tmp_path):
+    make = partial(tells_its_place, workers=2)
+    with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, 7, Interrupt(30), make)
+    with pytest.warns(UserWarning, match="'run1' does not restore random states inside the workers"): fit(tmp_path, 7, make=make)

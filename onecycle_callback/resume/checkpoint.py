@@ -35,7 +35,8 @@ class CycleCheckpoint:
 
     `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))` keeps it in the file `run1.cycle` in
     `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` if the file belongs
-    to a different run (the error lists what differs) or cannot be read, and an `OSError` if it cannot be written."""
+    to a different run (the error lists what differs) or cannot be read, an `OSError` if it cannot be written, and its
+    subclass `BlockingIOError` if another process trains this run."""
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
@@ -80,8 +81,8 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
     differences = fingerprint_differences(saved['work'], fingerprint)
     if differences:
         date = from_rank_0(lambda: date_of(file))
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: {"; ".join(differences)}. '
-                         'Use the original arguments, another name, '
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: '
+                         f'{"; ".join(differences)}. Use the original arguments, another name, '
                          f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
     return saved
 

@@ -10,47 +10,39 @@ __all__ = ['from_format_1', 'set_loader_generators']
 # %% ../../nbs/rooms/resume.earlier.ipynb #86b4e005
 import random
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.foundation import L
 
-from .values import KIND, full_name, plain
-
 # %% ../../nbs/rooms/resume.earlier.ipynb #f7719750
-def _rewrite(value):
-    "Return plain values of the first format in the present one."
-    if isinstance(value, (list, tuple)): return type(value)(map(_rewrite, value))
+_KIND = '__kind__'     # the key under which a dictionary says what it stands for
+_MAKE = dict(L=L, set=set, deque=deque, Path=Path, ndarray=lambda t: t.numpy(), floats=torch.Tensor.tolist,
+             scalars=lambda t: [x.clone() for x in t])
+
+def _unplain(value):
+    "Return what plain values of the first format stand for."
+    if isinstance(value, (list, tuple)): return type(value)(map(_unplain, value))
     if not isinstance(value, dict): return value
-    if KIND not in value: return {k: _rewrite(v) for k, v in value.items()}
-    kind, of = value[KIND], _rewrite(value['of'])
-    if kind == 'floats': return of.tolist()
-    if kind == 'ndarray': return plain(of.numpy())
-    if kind == 'scalars': return {KIND: kind, 'of': of, 'class': 'torch.Tensor'}
-    if kind == 'Path': return {KIND: 'path', 'of': of}
-    if kind == 'L': return {KIND: 'new', 'of': full_name(L), 'args': [], 'vars': {'items': of}}
-    return {KIND: 'call', 'of': full_name({'set': set, 'deque': deque}[kind]), 'args': [of]}
+    return _MAKE[value[_KIND]](_unplain(value['of'])) if _KIND in value else {k: _unplain(v) for k, v in value.items()}
 
 # %% ../../nbs/rooms/resume.earlier.ipynb #440855a0
 def _rewrite_object(state):
     "Return what an object remembered, in the present format."
-    if 'whole' in state: return dict(whole=_rewrite(state['whole']))
-    dicts = {name: {KIND: 'state_dict', 'of': value} for name, value in state['dicts'].items()}
-    attributes = _rewrite(state['attrs']) | {name: value | {'of': _rewrite(value['of'])} for name, value in dicts.items()}
-    return dict(attributes=attributes, changed=list(attributes), lost=[])
-
-def _rewrite_random(states):
-    "Return the random states in the present format; those of the loaders wait for `set_loader_generators`."
-    return states and _rewrite(states) | dict(loaders={}, generators=_rewrite(states['loaders']))
+    if 'whole' in state: return dict(whole=_unplain(state['whole']))
+    return dict(attributes=_unplain(state['attrs']), state_dicts=_unplain(state['dicts']), lost=list(state['dicts']))
 
 def from_format_1(
     state:dict # What a file of the first format holds
 ) -> dict: # What a file of the present one would hold
     "Return the state of a cycle in the present format."
-    processes = [dict(random=_rewrite_random(p['random']), random_epoch=_rewrite_random(p['random_epoch']),
-                      carried={name: _rewrite_object(s) for name, s in p['carried'].items()}) for p in state['processes']]
-    model = {name: _rewrite(state[name]) for name in ('weights', 'opt', 'scaler', 'grads', 'rows')}
-    return state | model | dict(processes=processes)
+    def rewrite_process(p):
+        carried = {name: _rewrite_object(state) for name, state in p['carried'].items()}
+        return dict(random=_unplain(p['random']), random_epoch=_unplain(p['random_epoch']), carried=carried)
+    processes = [rewrite_process(p) for p in state['processes']]
+    model = {name: _unplain(state[name]) for name in ('weights', 'opt', 'scaler', 'grads', 'rows')}
+    return state | model | dict(processes=processes, others=[])
 
 # %% ../../nbs/rooms/resume.earlier.ipynb #39ec25d8
 def _generators(loaders):

@@ -11,20 +11,23 @@ __all__ = ['FILE_FORMAT', 'remove_parts', 'write_file', 'read_file', 'date_of', 
 import os
 import re
 import shutil
-from contextlib import suppress
+import zlib
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 from uuid import uuid4
 
 import torch
 
 from .earlier import from_format_1
+from .graph import Graph
 
 # %% ../../nbs/rooms/resume.file.ipynb #cbf3c165
 def _flush_folder(folder):
-    "Flush the names in `folder` to the disk, if its file system can: only then does a renamed file survive a power cut."
+    "Flush the names in `folder` to the disk, if that is possible: a renamed file then survives a power cut."
     if os.name == 'nt': return     # Windows has no such call
     with suppress(OSError):        # some network file systems refuse it
         descriptor = os.open(folder, os.O_RDONLY)
@@ -46,16 +49,47 @@ def remove_parts(
             with suppress(OSError): part.unlink()
 
 # %% ../../nbs/rooms/resume.file.ipynb #fe133993
+_MARK = b'1cycle, checksum: '
+
+class _Checksummed:
+    "A file to write to that adds up a checksum."
+    def __init__(self, file): self.file, self.crc = file, 0
+
+    def write(self, content):
+        "Write `content` and add it to the checksum."
+        self.crc = zlib.crc32(content, self.crc)
+        return self.file.write(content)
+
+    def flush(self): self.file.flush()
+
+def _end_of(crc): return _MARK + crc.to_bytes(4, 'big')
+
+def _is_whole(content):
+    "Return whether `content` ends with its checksum."
+    end = len(content) - len(_end_of(0))
+    return end > 0 and content[end:] == _end_of(zlib.crc32(memoryview(content)[:end]))
+
+@contextmanager
+def _without_torch_checksums():
+    "Keep `torch.save` from computing checksums of its own."
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try: yield
+    finally: torch.serialization.set_crc32_options(before)
+
+# %% ../../nbs/rooms/resume.file.ipynb #3afcc526
 def write_file(
     path:Path, # The file to replace; its folder is made if it doesn't exist
-    state # Tensors and plain values
+    state # Tensors and values that `Graph` can write
 ):
     "Replace the file at `path` with one that holds `state`, or leave it unchanged and raise what went wrong."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
         with open(part, 'xb') as f:
-            torch.save(state, f)
+            checksummed = _Checksummed(f)
+            with _without_torch_checksums(): Graph().dump(state, checksummed)
+            f.write(_end_of(checksummed.crc))
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -80,14 +114,12 @@ def date_of(
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
 # %% ../../nbs/rooms/resume.file.ipynb #2a050352
-FILE_FORMAT, _FORMAT_1 = ('a cycle of onecycle_callback, 2', 'a cycle of onecycle_callback, 1')     # under 'format' in a file
+_FORMAT = 'a cycle of onecycle_callback, '
+FILE_FORMAT = _FORMAT + '2'     # what a file says about itself under 'format'
 
-def _why_unreadable(content, error):
-    "Return a few words on why `torch.load` raised `error` for `content`."
-    if not content: return 'it is empty'
-    if 'unsupported global' in str(error).lower():
-        return 'it holds more than tensors and plain values, and none of its code was run'
-    return 'it is damaged or was made by something else'
+def _refused(path, why):
+    "Return the error that refuses the file at `path`."
+    return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
 
 # %% ../../nbs/rooms/resume.file.ipynb #9f33b2d6
 def read_state(
@@ -95,14 +127,27 @@ def read_state(
     path:Path # Where the file is, for messages
 ) -> dict: # The state, on the CPU
     "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
-    advice = 'It was left unchanged. Move it away, or choose another name'
-    try: state = torch.load(BytesIO(content), map_location='cpu', weights_only=True)
+    has_checksum = _MARK in content[-len(_end_of(0)):]
+    if has_checksum and not _is_whole(content): raise _refused(path, 'cannot be read, because it is damaged')
+    file, graph = BytesIO(content), Graph()
+    try:
+        unknown = graph.unknown(file)
+        state:Any = None if unknown else graph.load(file, map_location='cpu')
     except Exception as e:
-        raise ValueError(f'checkpoint: {path} cannot be read, because {_why_unreadable(content, e)}. {advice}') from e
-    if isinstance(state, dict) and state.get('format') == _FORMAT_1: return from_format_1(state)
-    if not isinstance(state, dict) or state.get('format') != FILE_FORMAT:
-        raise ValueError(f'checkpoint: {path} is not a checkpoint of a cycle. {advice}')
-    return state
+        what = 'damaged or was made by something else' if content else 'empty'
+        raise _refused(path, f'cannot be read, because it is {what}') from e
+    if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does. None of its code was run')
+    found = state.get('format') if isinstance(state, dict) else None
+    if found == FILE_FORMAT and has_checksum: return state
+    if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')
+    if found == _FORMAT + '1': return _first_format(state, path)
+    if str(found).startswith(_FORMAT): raise _refused(path, 'was written by another version of onecycle_callback')
+    raise _refused(path, 'is not a checkpoint of a cycle')
+
+def _first_format(state, path):
+    "Return the state of a file of the first format in the present one."
+    try: return from_format_1(state)
+    except (KeyError, TypeError, AttributeError) as e: raise _refused(path, 'lacks a part of a checkpoint') from e
 
 # %% ../../nbs/rooms/resume.file.ipynb #98ab3619
 def check_writable(

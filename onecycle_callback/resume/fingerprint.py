@@ -59,8 +59,9 @@ def _layers_as_text(model):
 def _loss_as_text(loss):
     "Return the name of a loss function and the settings that it has."
     if isinstance(loss, partial):
-        return f'{_loss_as_text(loss.func)} with {_as_text(loss.args)}, {sorted((k, _as_text(v)) for k, v in loss.keywords.items())}'
-    settings = {}
+        keywords = sorted((name, _as_text(value)) for name, value in loss.keywords.items())
+        return f'{_loss_as_text(loss.func)} with {_as_text(loss.args)}, {keywords}'
+    settings:dict = {}
     for obj in (getattr(loss, 'func', None), loss):     # fastai's losses hold one of torch as `func`
         settings |= {name: value for name, value in getattr(obj, '__dict__', {}).items()
                      if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
@@ -91,7 +92,8 @@ def run_fingerprint(
     model, loaders = get_model(learn.model), list(learn.dls.loaders)
     return dict({name: _as_text(value) for name, value in values.items()}, optimizer=opt_name(opt),
                 schedule=_lrs_as_text(plan), model=_model_as_text(model), layers=_layers_as_text(model),
-                loss=_loss_as_text(learn.loss_func), n_train=_as_text(_size(loaders[0])), n_valid=_as_text(L(map(_size, loaders[1:]))),
+                loss=_loss_as_text(learn.loss_func), n_train=_as_text(_size(loaders[0])),
+                n_valid=_as_text(L(map(_size, loaders[1:]))),
                 fine_tune=fine_tune or 'no', workers=_as_text(L(map(n_workers, loaders))))
 
 # %% ../../nbs/rooms/resume.fingerprint.ipynb #82bfeb4a
@@ -106,7 +108,8 @@ def _differing_lines(saved, current, is_same=str.__eq__):
     for name in saved | current:
         old, new = saved.get(name, 'nothing'), current.get(name, 'nothing')
         if isinstance(old, dict) and isinstance(new, dict):
-            inner = [f'{name} {line}' for line in _differing_lines(old, new, _is_same if name == 'schedule' else str.__eq__)]
+            is_same_in_it = _is_same if name == 'schedule' else str.__eq__
+            inner = [f'{name} {line}' for line in _differing_lines(old, new, is_same_in_it)]
             lines += inner[:3] + ([f'{len(inner) - 3} more of {name}'] if len(inner) > 3 else [])
         elif not is_same(old, new): lines.append(f'{name}: {old} in the file, {new} now')
     return lines
@@ -130,5 +133,6 @@ def worker_note(
     "Return what to say if the data loaders have another number of workers now."
     before, now = saved.get('workers', current['workers']), current['workers']
     if before == now: return None
-    return (f'the data loaders had {before} workers (for training, validation, …) and have {now} now. Random numbers that are drawn '
-            'in them, such as those of an augmentation, will differ from those of an uninterrupted run')
+    return (f'the data loaders had {before} workers (for training, validation, …) and have {now} now. '
+            'Random numbers that are drawn in them, such as those of an augmentation, will differ from those of an '
+            'uninterrupted run')

@@ -78,8 +78,8 @@ class RunLock:
     def _refuse_changed(self):
         "Give up a run whose file another process has written since it was read."
         self.release()
-        raise BlockingIOError(f'checkpoint {self.file.stem!r} was in use: another process has just written {self.file}. '
-                              'Run the same call again')
+        raise BlockingIOError(f'checkpoint {self.file.stem!r} was in use: another process has just written '
+                              f'{self.file}. Run the same call again')
 
     def release(self):
         "Release the lock, if it is held, and remove its file."

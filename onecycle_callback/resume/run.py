@@ -21,14 +21,14 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 
 from ..fits import OneFitCallback
-from ..internals import cancelled_by
+from ..internals import cancelled_by, n_workers
 from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (ObjectStates, loader_states, model_state, object_states, random_states, set_model_state,
-                    set_random_states, unused_states)
-from .values import has_state_dict, plain, unplain
+from .state import (loader_states, model_state, object_states, random_states, set_global_random_states,
+                                            set_model_state, set_random_states)
+from .graph import Graph, Names, has_state_dict
 from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
@@ -54,8 +54,9 @@ class ResumableRun(OneFitCallback):
         self._objects:Any = None
         self._loaders:Any = None
         self._warned:set[str] = set()
-        self._pass_start:Any = None     # the random states with which the current pass over the data began
+        self._epoch_start:Any = None     # random states, where the current epoch or pass over a stream began
         self._stream:StreamCallback|None = None
+        self._told:Any = None     # what the data loader said about its place in the saved state
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
         self._place:tuple|None = None
         self._is_stopping = False
@@ -72,7 +73,9 @@ def _say(self:ResumableRun, text):
 @patch
 def _say_place(self:ResumableRun, what):
     "Print that `what` happened to this run, and where it will resume."
-    if self._place is not None: self._say(f'{what}. The same call resumes it in epoch {self._place[0]}, batch {self._place[1]}.')
+    if self._place is None: return
+    epoch, n_done = self._place
+    self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}.')
 
 # %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
 @patch
@@ -102,13 +105,69 @@ def _terminate(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
+def _look_around(self:ResumableRun, callbacks):
+    "Look at all that this fit may change, as it is at the beginning."
+    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+
+# %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
+@patch
 def _warn_of_lost(self:ResumableRun):
     "Warn once of what cannot be saved."
     new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
     self._warned.update(new)
     if new:
-        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
-             f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
+             f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+
+# %% ../../nbs/rooms/resume.run.ipynb #b0647905
+@patch
+def _is_in_pass(self:ResumableRun, n_done):
+    "Return whether a pass over the training data is under way; with a stream, it goes on from epoch to epoch."
+    return n_done > 0 or self._stream is not None and self.learn.train_iter > 0
+
+@patch
+def _loader_place(self:ResumableRun):
+    "Return what the data loader says about its place in the epoch; `None` if it says nothing that can be stored."
+    loader = self.learn.dls.train
+    place = loader.state_dict() if has_state_dict(loader) else None
+    try: Graph().digester(Names({}))(place)
+    except Exception: return None
+    return place
+
+# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
+@patch
+def _note_pass(self:ResumableRun):
+    "Note the random states with which a pass over the training data begins."
+    self._epoch_start = random_states(self._loaders)
+
+@patch
+def _watch_stream(self:ResumableRun):
+    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
+    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
+    self._stream = streams[0] if streams else None
+    if self._stream is not None: self._stream.on_pass = self._note_pass
+
+@patch
+def _how_the_stream_resumes(self:ResumableRun):
+    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
+    if self._stream is None: return ''
+    n_taken = self._saved_here.get('n_taken')
+    if not n_taken or self._saved_here.get('place') is not None: return ''
+    if not self.replay: return ' The batches of dls.train are taken as they come.'
+    return (f' dls.train is run forward over the {n_taken} batches that are trained; if it cannot be '
+            f'repeated, CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+
+@patch
+def _go_to_place(self:ResumableRun):
+    "Bring the training data to where they were, if this fit resumes."
+    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
+    is_told = self._told is not None and has_state_dict(loader)
+    if place is None or not (self.replay or is_told): return
+    now = random_states(self._loaders)
+    set_random_states(self._loaders, self._epoch_start)
+    if is_told: loader.load_state_dict(self._told)
+    self.learn.dl.go_to(place, run_forward=not is_told)
+    set_random_states(self._loaders, now)
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -130,22 +189,18 @@ def _cut_logs(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #c2fbb4d0
 @patch
-def _loader_place(self:ResumableRun, n_done):
-    "Return what the training loader says about its place, or `None` if it can't tell or is between two passes."
-    loader, is_in_pass = self.learn.dls.train, n_done or self._stream and self.learn.train_iter
-    return plain(loader.state_dict()) if has_state_dict(loader) and is_in_pass else None
-
-@patch
 def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
     "Save the training as it is after `n_done` batches of `epoch`."
     learn = self.learn
-    processes = gather(dict(random=random_states(self._loaders), random_epoch=self._pass_start if n_done or self._stream else None,
-                            place=self._loader_place(n_done), carried=self._objects.save()))
+    n_taken = None if self._stream is None else self._stream.state_dict().get('n_taken')
+    in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
+    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(),
+                            n_taken=n_taken, **dict(random_epoch=None, place=None) | in_pass))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
-    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done, logs=self._log_sizes(),
-                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
-                 **model_state(learn, self._objects.known))
+    state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+                 logs=self._log_sizes(), train_iter=learn.train_iter, pct_train=learn.pct_train,
+                 rows=self._rows, processes=processes, **model_state(learn))
     try:
         write_file(self.file, state)
         self._place = epoch, n_done
@@ -153,6 +208,22 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
         if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
         warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
              'Training continues; the last file that was saved is kept')
+
+# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
+@patch
+def before_fit(self:ResumableRun):
+    "Write the first file, or resume between two epochs."
+    self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    self._watch_stream()
+    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
+    self._show_saved_rows()
+    if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
+        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader '
+             'that tells its own place: random draws there, such as those of an augmentation, will differ in this '
+             'epoch')
+    if self.saved['done'] == 0:
+        self._restore()
+        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
@@ -187,18 +258,25 @@ def _see_out(self:ResumableRun, cb, event):
 
 # %% ../../nbs/rooms/resume.run.ipynb #020a13bf
 @patch
-def after_cancel_fit(self:ResumableRun):
+def stopped(self:ResumableRun):
     "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
     learn, (cb, event) = self.learn, cancelled_by()
-    is_last, is_in_order = learn.epoch + 1 == self.epochs.stop, event == 'after_epoch' or event == 'after_batch' and learn.training
+    is_last = learn.epoch + 1 == self.epochs.stop
+    is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
     self._is_stopping = True
     stoppers = [cb] if isinstance(cb, _FOR_GOOD) or not is_in_order else [cb, *self._see_out(cb, event)]
-    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers): self._status = f'complete, ended early in epoch {learn.epoch}'
+    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers):
+        self._status = f'complete, ended early in epoch {learn.epoch}'
     elif event != 'after_epoch' or not is_last:
         self._status = None
         self._say_place('was stopped early')
 
 # %% ../../nbs/rooms/resume.run.ipynb #5aa6b787
+@patch
+def after_cancel_fit(self:ResumableRun):
+    "Leave the last file as it is if the fit was stopped before its first epoch."
+    if not self._is_stopping: self._status = None
+
 @patch
 def after_fit(self:ResumableRun):
     "Mark the cycle as complete, unless it was stopped early."
@@ -216,81 +294,30 @@ def _restore_place(self:ResumableRun):
     "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-    place = self._saved_here.get('place')
-    if place is not None and has_state_dict(learn.dls.train): learn.dls.train.load_state_dict(unplain(place))
     return set_random_states(self._loaders, self._saved_here['random'])
 
 # %% ../../nbs/rooms/resume.run.ipynb #7fbc6d65
 @patch
 def _restore(self:ResumableRun):
     "Restore the training; warn of state that no object here uses."
-    states = self._saved_here['carried']
-    problems = self._objects.restore(states)
-    unused = unused_states(self._objects.objects, states)
+    problems, unused = self._objects.restore(self._saved_here['carried'])
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
-    set_model_state(self.learn, self.saved, self._objects.known)
-    self._pass_start = self._saved_here['random_epoch']
+    set_model_state(self.learn, self.saved)
+    self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
     problems += self._restore_place()
-    if problems: warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: the cycle resumes with what is there now')
-
-# %% ../../nbs/rooms/resume.run.ipynb #d94050be
-@patch
-def _note_pass(self:ResumableRun):
-    "Note the random states with which a pass over the training data begins."
-    self._pass_start = random_states(self._loaders)
-
-@patch
-def _watch_stream(self:ResumableRun):
-    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
-    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
-    self._stream = streams[0] if streams else None
-    if self._stream is not None: self._stream.on_pass = self._note_pass
-
-@patch
-def _how_the_stream_resumes(self:ResumableRun):
-    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
-    if self._stream is None: return ''
-    place = self._saved_here['carried'].get(type(self._stream).__name__, {}).get('whole')
-    if not place or self._saved_here.get('place') is not None or place['n_taken'] == 0: return ''
-    if not self.replay: return ' The batches of dls.train are taken as they come.'
-    return (f' dls.train is run forward over the {place["n_taken"]} batches that are trained; if it cannot be repeated, '
-            f'CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
-
-@patch
-def _go_to_place(self:ResumableRun):
-    "Bring the training data to where they were."
-    place, now, keeps = self._stream.place, random_states(self._loaders), has_state_dict(self.learn.dls.train)
-    self._stream.place = None
-    if place is None or not (self.replay or keeps): return
-    set_random_states(self._loaders, self._pass_start)
-    self.learn.dl.go_to(place, run_forward=not keeps)
-    set_random_states(self._loaders, now)
+    if problems:
+        warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
+             'the cycle resumes with what is there now')
 
 # %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
-    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.{self._how_the_stream_resumes()}')
-    self._rows = unplain(self.saved['rows'])
+    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.'
+              f'{self._how_the_stream_resumes()}')
+    self._rows = self.saved['rows']
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
-
-# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
-@patch
-def _look_around(self:ResumableRun, callbacks):
-    "Look at all that this fit may change, as it is at the beginning."
-    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
-
-@patch
-def before_fit(self:ResumableRun):
-    "Write the first file, or resume between two epochs."
-    self._look_around([cb for cb in self.learn.cbs if cb is not self])
-    self._watch_stream()
-    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-    self._show_saved_rows()
-    if self.saved['done'] == 0:
-        self._restore()
-        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
@@ -302,19 +329,6 @@ def before_train(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
-def _batches_left(self:ResumableRun, n_done, states):
-    "Return the batches of this epoch after the first `n_done`, with their numbers."
-    learn, keeps = self.learn, states.get('place') is not None     # then the loader begins at its place
-    if self._stream is not None:
-        learn.dl.n_done = n_done
-        return enumerate(learn.dl, n_done)
-    set_random_states(self._loaders, states['random_epoch'])
-    batches = enumerate(learn.dl, n_done if keeps else 0)
-    for _ in range(0 if keeps else n_done): next(batches, None)
-    set_random_states(self._loaders, states['random'])
-    return batches
-
-@patch
 def all_batches(self:ResumableRun):
     "Run the `Learner`'s loop over the batches; in a resumed epoch, over those that are left."
     learn = self.learn
@@ -322,7 +336,30 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    for i, batch in self._batches_left(n_done, states): learn.one_batch(i, batch)
+    batches = self._batches_left(n_done, states)
+    for i, batch in enumerate(batches, n_done): learn.one_batch(i, batch)
+
+@patch
+def _batches_left(self:ResumableRun, n_done, states):
+    "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+    if self._stream is not None:     # which is at its place
+        self.learn.dl.n_done = n_done
+        return self.learn.dl
+    loader, place = self.learn.dl, states.get('place')
+    is_told = place is not None and has_state_dict(loader)
+    set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
+    if not is_told:
+        batches = iter(loader)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(self._loaders, states['random'])
+        return batches
+    generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
+    drawn = generator and generator.get_state()
+    loader.load_state_dict(place)
+    batches = iter(loader)
+    if generator: generator.set_state(drawn)
+    set_global_random_states(states['random'])
+    return batches
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch
@@ -331,7 +368,7 @@ def finish(self:ResumableRun):
     learn = self.learn
     recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
     self._look_around(recorders)
-    set_model_state(learn, self.saved, self._objects.known)
+    set_model_state(learn, self.saved)
     self._restore_place()
     self._objects.restore(self._saved_here['carried'])
     for recorder in recorders:
