@@ -22,7 +22,7 @@ from fastcore.meta import delegates
 
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
-from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle, takes_cycle
+from .callback import OneCycle, prospective_opt, refuse_second_cycle, takes_cycle
 from .clock import TimedCycle
 from .internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
@@ -41,9 +41,8 @@ def preview_one_cycle(self:Learner,
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
-    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self)[0]
-    cycle = OneCycle(**arguments)
-    return plan_for(cycle.schedule, self, check_whole('cycle_len', cycle_len), n_batch=cycle.n_batch)
+    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self, 1)
+    return OneCycle(**arguments).make_plan(self, check_whole('cycle_len', cycle_len))
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
@@ -102,8 +101,8 @@ def _check_epochs(
 def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
     "Return the cycle over `minutes`; raises if they aren't a time, or if epochs are given too."
     minutes = check_number('minutes', minutes, POSITIVE)
-    for name, value, default in (('cycle_len', cycle_len, None), ('start_epoch', start_epoch, 0), ('stop_epoch', stop_epoch, None)):
-        if value is not default and value != default:
+    for name, value in dict(cycle_len=cycle_len, start_epoch=start_epoch or None, stop_epoch=stop_epoch).items():
+        if value is not None:
             raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
     return TimedCycle(minutes, **arguments)
 
@@ -115,8 +114,7 @@ def _validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=F
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    if minutes is None: plan = plan_for(cycle.schedule, learn, cycle_len, reset_opt, cycle.n_batch)
-    else: plan, _ = cycle.make_plan(learn, reset_opt)
+    plan = cycle.make_plan(learn, cycle_len, reset_opt)
     opt = prospective_opt(learn, reset_opt)[0]
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, epochs, wds, None
@@ -145,8 +143,8 @@ def fit_one_cycle(self:Learner,
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
     cycle, epochs, wd, run = _validated(
-        self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
-        checkpoint=checkpoint, **arguments)
+        self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch,
+        stop_epoch=stop_epoch, checkpoint=checkpoint, **arguments)
     with nullcontext() if run is None else run.held():
         if reset_opt or self.opt is None: self.create_opt()
         if run is not None and run.is_complete: return run.finish()
@@ -157,7 +155,7 @@ def fit_one_cycle(self:Learner,
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
 @accept_fastai_names
-@delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor'])
+@delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor', 'minutes'])
 def fine_tune(self:Learner,
     epochs:int, # Number of epochs with the whole model
     base_lr:float=2e-3, # Peak LR of the last group while the others are frozen; half of it afterwards
@@ -175,6 +173,9 @@ def fine_tune(self:Learner,
     The other arguments are those of `fit_one_cycle` and apply to both cycles. Raises `ValueError` or `TypeError` for an
     argument that can't be used, before anything has been touched."""
     check_whole('epochs', epochs)
+    if kwargs.get('minutes') is not None:
+        raise ValueError('minutes must be left out of fine_tune, whose epochs say how long its two cycles are, '
+                         f'got {kwargs["minutes"]!r}')
     check_whole('freeze_epochs', freeze_epochs, Bounds(ge=0))
     check_number('base_lr', base_lr, POSITIVE)
     check_number('lr_mult', lr_mult, DIV_FACTOR)

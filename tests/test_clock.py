@@ -1,4 +1,6 @@
-"""A cycle over a budget of time, by a clock that moves as the tests say: a second per training batch, three per validation."""
+"""A cycle over a budget of time, by a clock that moves as the tests say: a second per training batch, three per validation.
+
+The last batch is the one during which the budget runs out; its place is the end."""
 from functools import partial
 
 import pytest
@@ -21,7 +23,10 @@ class Passes(Callback):
     "Let time pass with each batch; `stalls` are extra seconds after some training batches or validations."
     order = -5
     def __init__(self, time, train=1, valid=3, stalls=None, valid_stalls=None):
-        self.tell, self.train_s, self.valid_s, self.stalls, self.valid_stalls = lambda: time, train, valid, stalls or {}, valid_stalls or {}
+        self.tell, self.train_s, self.valid_s = lambda: time, train, valid
+        self.stalls, self.valid_stalls, self.began = stalls or {}, valid_stalls or {}, []
+    def before_batch(self):
+        if self.training: self.began.append(self.tell().now - 1000)
     def after_batch(self):
         if self.training: self.tell().now += self.train_s + self.stalls.get(self.train_iter, 0)
     def after_validate(self): self.tell().now += self.valid_s + self.valid_stalls.get(self.epoch, 0)
@@ -49,14 +54,14 @@ def test_every_batch_trains_with_the_plan_at_its_time(time, n_groups):
     plan = learn.preview_one_cycle(max_lr=slice(1e-3, .1), minutes=1)
     learn.fit_one_cycle(max_lr=slice(1e-3, .1), minutes=1, cbs=[Passes(time), spy])
     as_planned(learn, plan)
-    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 61)]     # too little was left for a fifth epoch
+    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59), 60]     # not enough was left for a fifth epoch
     assert spy.seen_lrs == plan.at(plan.ticks(learn.recorder.hps['minutes']))[0].tolist()
-    assert len(learn.recorder.values) == 4 and time.now == 1000 + 61 + 3
+    assert len(learn.recorder.values) == 4 and time.now == 1000 + 60 + 3
 
 def test_a_budget_of_less_than_an_epoch(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=.1, cbs=Passes(time))
-    assert seconds(learn) == list(range(7)) and len(learn.recorder.values) == 1
+    assert seconds(learn) == [0, 1, 2, 3, 4, 6] and len(learn.recorder.values) == 1
     as_planned(learn, learn.recorder.plan)
 
 def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
@@ -77,18 +82,20 @@ def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
     as_planned(learn, learn.recorder.plan)
     assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
 
-def test_the_last_batch_has_come_down_within_its_own_fraction(time):
-    learn = learner()
-    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, train=7))
-    before, last = seconds(learn)[-2:]
-    assert last == 60 and 60 - before <= 7
+@pytest.mark.parametrize('train, valid, n_batch', [
+    (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1), (13, 0, 50), (40, 3, None)])
+def test_ends_within_one_batch_and_one_validation_of_the_budget(time, train, valid, n_batch):
+    learn, passes = learner(), Passes(time, train, valid)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=n_batch, cbs=passes)
+    assert 60 <= passes.began[-1] + train <= 60 + train      # the budget runs out during the last batch
+    assert time.now == pytest.approx(1000 + passes.began[-1] + train + valid)     # and its epoch is validated
     as_planned(learn, learn.recorder.plan)
 
 def test_epochs_of_so_many_batches(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=5, cbs=Passes(time))
     as_planned(learn, learn.recorder.plan)
-    assert list(learn.recorder.starts.values()) == [0, 5, 10, 15, 20, 25, 30]
+    assert list(learn.recorder.starts.values()) == [0, 5, 10, 15, 20, 25, 30, 35]
 
 def test_other_schedulers_see_the_time(time):
     learn = learner()
@@ -124,7 +131,7 @@ def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
     calm = timed(tmp_path / 'calm')
     calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time))
     expected = results(calm)
-    assert len(expected['losses']) == 52
+    assert len(expected['losses']) == 51
     keep = CycleCheckpoint('run1', every=every)
     with pytest.raises(RuntimeError, match='interrupted'):
         timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(at)], checkpoint=keep)
