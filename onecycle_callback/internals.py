@@ -27,8 +27,14 @@ def _fit_epochs(learn, epochs, stopped):
         if stopped is not None: stopped()
         raise
 
-class OwnLoop(partial):
+class OwnLoop:
     "A loop of one fit, in place of the Learner's method of the same name."
+    def __init__(self,
+        run # What to call
+    ):
+        self.run = run
+
+    def __call__(self): return self.run()
 
 @contextmanager
 def fit_over(
@@ -38,7 +44,7 @@ def fit_over(
     stopped=None # What to call when a callback ends the fit, before any callback is told
 ):
     "Make the outermost fit of `learn` within this context run over `epochs`."
-    loops = dict(_do_fit=OwnLoop(_fit_epochs, learn, epochs, stopped))
+    loops = dict(_do_fit=OwnLoop(partial(_fit_epochs, learn, epochs, stopped)))
     if all_batches is not None: loops['all_batches'] = OwnLoop(all_batches)
     vars(learn).update(loops)
     try: yield

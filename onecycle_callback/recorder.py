@@ -36,7 +36,7 @@ def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
     if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
     lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
-    if losses or getattr(self, 'train_iter', 0) == 0: self.by_batch = dict(lr=lrs, train_loss=losses)
+    if losses or getattr(self, 'train_iter', 0) == 0: self.batch_lrs, self.batch_losses = lrs, losses
     self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', lrs)))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
@@ -109,17 +109,17 @@ def plot_sched(self:Recorder,
 # %% ../nbs/05_recorder.ipynb #adce2092
 def _losses(recorder, n):
     "Return the training loss of each of `n` recorded batches, or `None` if the data has no targets."
-    losses = recorder.by_batch['train_loss']
+    losses = recorder.batch_losses
     return torch.stack(losses[:n]).double().cpu().numpy() if len(losses) >= n else None
 
 @patch
 def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or `lr_0`, …), `mom`, `train_loss`, …
     "Return the record of the last fit as a table with one row per batch; raises `ValueError` if there is none."
-    hps = vars(self).get('hps') or {'lr': vars(self).get('by_batch', {}).get('lr', [])}
+    hps = vars(self).get('hps') or {'lr': vars(self).get('batch_lrs', [])}
     n = min(map(len, hps.values()))
     if n == 0: raise ValueError('recorder holds no batch yet: train first, for example with learn.fit_one_cycle(1)')
     columns = {name: values[:n] for name, values in hps.items()}
-    lr, mom = columns.pop('lr', self.by_batch['lr'][:n]), columns.pop('mom', None)
+    lr, mom = columns.pop('lr', self.batch_lrs[:n]), columns.pop('mom', None)
     epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
     batches, plan = np.arange(n), self.plan
     if isinstance(plan, TimedPlan): lr = plan.at(plan.ticks(columns['minutes']))[0]     # of all groups

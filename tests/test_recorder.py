@@ -88,7 +88,7 @@ def same_as_plan(learn, plan, batches):
     assert frame.batch.tolist() == batches and frame.epoch.tolist() == [i // plan.n_batch for i in batches]
     planned = plan.to_frame().loc[batches].reset_index(drop=True)
     assert (frame[list(planned)] == planned).all(axis=None)
-    assert frame.train_loss.tolist() == [loss.item() for loss in learn.recorder.by_batch['train_loss'][:len(batches)]]
+    assert frame.train_loss.tolist() == [loss.item() for loss in learn.recorder.batch_losses[:len(batches)]]
     return frame
 
 @pytest.mark.parametrize('n_groups', [1, 3])
