@@ -173,9 +173,6 @@ def fine_tune(self:Learner,
     The other arguments are those of `fit_one_cycle` and apply to both cycles. Raises `ValueError` or `TypeError` for an
     argument that can't be used, before anything has been touched."""
     check_whole('epochs', epochs)
-    if kwargs.get('minutes') is not None:
-        raise ValueError('minutes must be left out of fine_tune, whose epochs say how long its two cycles are, '
-                         f'got {kwargs["minutes"]!r}')
     check_whole('freeze_epochs', freeze_epochs, Bounds(ge=0))
     check_number('base_lr', base_lr, POSITIVE)
     check_number('lr_mult', lr_mult, DIV_FACTOR)

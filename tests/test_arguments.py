@@ -92,7 +92,7 @@ FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              *each('epochs', 'at least 1', 0, 2.5),
              *each('wd', 'at least 0', 'much'),
              *each('n_batch', 'at least 1', 0, 2.5),
-             case('cycle_len', 'left out with minutes', got='1', minutes=30),
+             case('minutes', 'it takes epochs', got='30', minutes=30),
              case('three_phase', 'with freeze_epochs', three_phase=True),
              case('nonsense', 'freeze_epochs', nonsense=1)]
 

@@ -4,32 +4,14 @@ The last batch is the one during which the budget runs out; its place is the end
 from functools import partial
 
 import pytest
-from fastai.basics import Callback, CancelFitException, DataLoader
+from fastai.basics import CancelFitException
 from fastai.callback.schedule import ParamScheduler
 
 import interrupted
-from helpers import At, Spy, learner, throw
+from helpers import At, Passes, Spy, Time, learner, throw
 from interrupted import assert_same, epochs_shown, results, rows
 from onecycle_callback import CycleCheckpoint, clock
 from onecycle_callback.clock import N_TICKS, Clock
-
-class Time:
-    "The time in seconds. It has slots, so that no checkpoint turns it back."
-    __slots__ = 'now',
-    def __init__(self): self.now = 1000.
-    def __call__(self): return self.now
-
-class Passes(Callback):
-    "Let time pass with each batch; `stalls` are extra seconds after some training batches or validations."
-    order = -5
-    def __init__(self, time, train=1, valid=3, stalls=None, valid_stalls=None):
-        self.tell, self.train_s, self.valid_s = lambda: time, train, valid
-        self.stalls, self.valid_stalls, self.began = stalls or {}, valid_stalls or {}, []
-    def before_batch(self):
-        if self.training: self.began.append(self.tell().now - 1000)
-    def after_batch(self):
-        if self.training: self.tell().now += self.train_s + self.stalls.get(self.train_iter, 0)
-    def after_validate(self): self.tell().now += self.valid_s + self.valid_stalls.get(self.epoch, 0)
 
 @pytest.fixture
 def time(monkeypatch):
