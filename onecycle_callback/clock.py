@@ -142,7 +142,7 @@ class TimedStreamCallback(StreamCallback):
         super().__init__(n_batch)
         self.cycle = cycle
 
-    def stream_of(self, dl): return TimedStream(dl, self.n_batch, self.on_pass, self.cycle)
+    def stream_of(self, dl, n_batch): return TimedStream(dl, n_batch, self.on_pass, self.cycle)
 
 # %% ../nbs/rooms/clock.ipynb #f42c0ff8
 class TimedCycle(OneCycle):

@@ -76,7 +76,7 @@ def _drawable(recorder, keys):
     knots, smooth = ([], ()) if has_gaps else (_places_of_knots(starts, n, plan), plan._hyper_names)
     spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
     places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
-    hypers = {name: [hps[name][i] for i in places.tolist()] for name in names}
+    hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
     if isinstance(plan, TimedPlan) and 'lr' in hypers:
         hypers['lr'] = plan.at(plan.ticks([hps['minutes'][i] for i in places.tolist()]))[0]
     if has_gaps: return dict(hypers=hypers, batches=places, epochs=starts)

@@ -137,16 +137,16 @@ class StreamCallback(OneFitCallback):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
 
-    def stream_of(self, dl):
+    def stream_of(self, dl, n_batch):
         "Return the training loader `dl` as a stream."
-        return Stream(dl, self.n_batch, self.on_pass)
+        return Stream(dl, n_batch, self.on_pass)
 
     def before_train(self):
         "Let this epoch go on where the one before stopped; a fit starts a new pass."
         learn, stream = self.learn, self._train
         if self.n_batch is None: return
         if stream is None or stream.dl is not learn.dl or learn.train_iter == 0:
-            self._train = self.stream_of(learn.dl)
+            self._train = self.stream_of(learn.dl, self.n_batch)
         learn.dl = self._train
 
     def before_validate(self):

@@ -4,7 +4,7 @@ The last batch is the one during which the budget runs out; its place is the end
 from functools import partial
 
 import pytest
-from fastai.basics import CancelFitException
+from fastai.basics import Callback, CancelFitException, DataLoaders
 from fastai.callback.schedule import ParamScheduler
 
 import interrupted
@@ -96,13 +96,43 @@ def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_do
     with pytest.warns(UserWarning, match='stopped early after 0.3 of 1 minutes'):
         learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(1, 3, throw(CancelFitException()))])
 
-def test_plots(time):
-    learn = learner(n_groups=2)
-    plan = learn.preview_one_cycle(max_lr=[.01, .1], minutes=30)
-    assert [ax.get_xlabel() for ax in plan.plot()] == ['minute'] * 2 and plan.plot()[0].lines[1].get_ydata().max() == .1
+def test_preview_is_drawn_over_minutes():
+    plan = learner(n_groups=2).preview_one_cycle(max_lr=[.01, .1], minutes=30)
+    lr, mom = plan.plot()
+    line = lr.lines[-2]      # of the last group; the last one marks the peak
+    assert [ax.get_xlabel() for ax in (lr, mom)] == ['minute'] * 2
+    assert line.get_xdata()[[0, -1]].tolist() == [0, 30] and line.get_ydata()[[0, -1]] == pytest.approx(.1 / 25)
+    assert line.get_ydata().max() == .1 and [text.get_text() for text in lr.texts] == ['0.1 at minute 9.0']
     assert plan.table.index.tolist() == [3. * i for i in range(11)] and '<table' in plan._repr_html_()
+    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1', 'mom'] and plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
+
+def test_explore_has_no_slider_for_epochs():
+    plan = learner().preview_one_cycle(max_lr=.1, minutes=30)
+    *sliders, page = plan.explore().children
+    assert [slider.description for slider in sliders] == ['max_lr', 'div_factor', 'pct_start', 'final_div']
+    sliders[0].value = .2
+    assert 'max_lr=0.2' in page.value and '30.0' in page.value
+
+def test_the_record_is_drawn_over_its_batches(time):
+    learn = learner(n_groups=2)
     learn.fit_one_cycle(max_lr=[.01, .1], minutes=1, cbs=Passes(time))
-    learn.recorder.plot_lr(), learn.recorder.plot_sched()
+    frame = learn.recorder.to_frame()
+    lines = learn.recorder.plot_lr().lines
+    for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]): assert line.get_ydata().tolist() == frame[column].tolist()
+    assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum', 'minutes']
+    assert frame.batch.tolist() == list(range(51)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 15
+
+class NoLength:
+    def __init__(self, dl): self.dl = dl
+    def __iter__(self): return iter(self.dl)
+
+def test_a_stream(time):
+    learn = learner()
+    learn.dls = DataLoaders(*map(NoLength, learn.dls.loaders), device='cpu')
+    with pytest.raises(TypeError, match='give the number of batches of an epoch as n_batch'): learn.fit_one_cycle(max_lr=.1, minutes=1)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=12, cbs=Passes(time))
+    as_planned(learn, learn.recorder.plan)
+    assert len(learn.recorder.values) == 4
 
 # Resumed
 
@@ -122,11 +152,43 @@ def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
     assert_same(results(learn), expected)
 
+class FailsIn(Callback):
+    "Raise an error in an event of `epoch`, before or after the checkpoint is written."
+    def __init__(self, event, epoch, order): self.event, self.in_epoch, self.order = event, epoch, order
+    def __call__(self, event):
+        if (event, self.learn.epoch) == (self.event, self.in_epoch): raise RuntimeError('interrupted')
+
+@pytest.mark.parametrize('event, epoch, order', [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
+def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, epoch, order):
+    "The second validation uses up what is left: one batch at the end follows, also if the crash is in between, and none after that."
+    def passes(): return Passes(time, valid_stalls={1: 60})
+    calm = timed(tmp_path / 'calm')
+    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes())
+    expected = results(calm)
+    assert len(expected['losses']) == 25
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[passes(), FailsIn(event, epoch, order)], checkpoint=keep)
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes(), checkpoint=keep)
+    assert_same(results(learn), expected)
+
+def test_dead_time_does_not_count(time, tmp_path):
+    passes = Passes(time)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(30)], checkpoint='run1')
+    restarted = time.now = 5000
+    timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=passes, checkpoint='run1')
+    assert time.now - restarted == 60 + 3 - 30     # the file is of the end of the second epoch, 30 seconds in
+
 def test_another_budget_is_another_run(time, tmp_path):
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint='run1')
     with pytest.raises(ValueError, match='minutes: 1.0 in the file, 2.0 now'):
         timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=2, cbs=Passes(time), checkpoint='run1')
+    with pytest.raises(ValueError, match='n_batch: 12 in the file, 5 now'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, n_batch=5, cbs=Passes(time), checkpoint='run1')
+    with pytest.raises(ValueError, match='cycle_len: None in the file, 1 now'): timed(tmp_path).fit_one_cycle(1, .05, checkpoint='run1')
     again = timed(tmp_path)
     again.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint='run1')
     assert again.recorder.hps == learn.recorder.hps
