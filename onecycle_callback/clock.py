@@ -84,7 +84,7 @@ class Clock:
     ):
         "Start at the beginning, or where the fit that `state` is of was saved."
         self._began, self.used, self.tick, self.n, self.pace = self.time() - used, used, tick, n, pace
-        self._agreed, self._n_agreed, self._n_ahead = used, n, 0
+        self._agreed, self._n_agreed, self._n_ahead, self._is_alone = used, n, 0, world_size() == 1
 
     def state(self) -> dict:
         "Return what `start` takes to resume here."
@@ -109,15 +109,14 @@ class Clock:
         self.tick = N_TICKS if self.used + self.pace >= self.budget else int(self.used / self.budget * N_TICKS)
 
     def _agree(self):
-        self.used, self.pace, self._n_ahead = from_rank_0(self._read)
+        self.used, self.pace, self._n_ahead = self._read() if self._is_alone else from_rank_0(self._read)
         self._agreed, self._n_agreed = self.used, self.n
 
     def _read(self):
         "Return the time, the seconds per batch, and how many batches may be counted before the clock is read again."
         now, n_since, pace = max(self.now, self.used), self.n - self._n_agreed, self.pace
         if n_since: pace = min((now - self._agreed) / n_since, now / self.n)
-        can_count = world_size() > 1 and pace > 0
-        return now, pace, min(int(SYNC_SECONDS / pace), SYNC_BATCHES) if can_count else 0
+        return now, pace, 0 if self._is_alone or pace == 0 else min(int(SYNC_SECONDS / pace), SYNC_BATCHES)
 
 # %% ../nbs/rooms/clock.ipynb #1aea3d48
 class TimedStream(Stream):
