@@ -8,8 +8,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/learner.html.md"""
 __all__ = []
 
 # %% ../nbs/04_learner.ipynb #25651f39
-from contextlib import nullcontext
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
