@@ -106,6 +106,7 @@ def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
             raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
     return TimedCycle(minutes, **arguments)
 
+# %% ../nbs/04_learner.ipynb #098a38c1
 def _validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
                checkpoint=None, **arguments):
     "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
