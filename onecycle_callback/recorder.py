@@ -72,14 +72,14 @@ def _drawable(recorder, keys):
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    has_gaps = plan is None or isinstance(plan, TimedPlan)     # where a batch is in the plan doesn't follow from its place
-    knots, smooth = ([], ()) if has_gaps else (_places_of_knots(starts, n, plan), plan._hyper_names)
+    is_timed = isinstance(plan, TimedPlan)     # then the place in the record doesn't tell that in the plan
+    knots, smooth = ([], ()) if plan is None or is_timed else (_places_of_knots(starts, n, plan), plan._hyper_names)
     spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
     places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
     hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
-    if isinstance(plan, TimedPlan) and 'lr' in hypers:
+    if is_timed and 'lr' in hypers:
         hypers['lr'] = plan.at(plan.ticks([hps['minutes'][i] for i in places.tolist()]))[0]
-    if has_gaps: return dict(hypers=hypers, batches=places, epochs=starts)
+    if plan is None or is_timed: return dict(hypers=hypers, batches=places, epochs=starts)
     batches = _batch_numbers(starts, places, plan.n_batch)
     if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
     epochs = {epoch: epoch * plan.n_batch for epoch in starts}
