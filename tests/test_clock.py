@@ -54,8 +54,10 @@ def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
 @pytest.mark.parametrize('at', [5, 20, 44, 45])
 def test_a_machine_that_stalls_still_comes_down(time, at):
     learn = learner()
-    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, stalls={at: 20}))
+    passes = Passes(time, stalls={at: 20})
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=passes)
     as_planned(learn, learn.recorder.plan)
+    assert 59 <= passes.began[-1] and time.now <= 1000 + 60 + 20 + 1 + 3     # it neither gives up early nor stalls again
 
 @pytest.mark.parametrize('epoch', [0, 1, 2])
 def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
@@ -88,6 +90,12 @@ def test_progress(time, capsys):
     learner().fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time))
     out = capsys.readouterr().out
     assert epochs_shown(out) == ['1/1', '2/2', '3/3', '4/4'] and rows(out) == [0, 1, 2, 3]
+
+def test_the_bar_of_the_last_epoch_has_no_total_beyond_its_usual_length(time):
+    learn, totals = learner(), []
+    def note(): totals.append(learn.progress.pbar.total)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(3, 11, note), At(3, 12, note)])
+    assert totals == [12, None]
 
 def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_does(time, recwarn):
     learn = learner()
@@ -150,6 +158,19 @@ def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
     time.now += 86400     # a day later
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
+    assert_same(results(learn), expected)
+
+def test_remembers_how_long_a_validation_takes(time, tmp_path):
+    "Too long for a third one; by the pace of the training it would be shorter."
+    calm = timed(tmp_path / 'calm')
+    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid=20))
+    expected = results(calm)
+    assert len(expected['values']) == 2
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time, valid=20), interrupted.Interrupt(18)], checkpoint=keep)
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid=20), checkpoint=keep)
     assert_same(results(learn), expected)
 
 class FailsIn(Callback):
