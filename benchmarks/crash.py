@@ -7,7 +7,7 @@ and one by a disk that is full for a while. At the end, weights, losses and `hps
 run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
 time.
 `--hostile 200` does worse things to other Learners, see benchmarks/hostile.py, until so many processes were killed.
-`--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
+`--cost-only` shows what a save costs instead, see benchmarks/saves.py."""
 import os
 import re
 import resource
@@ -181,41 +181,6 @@ def crash(runs, seed=0, root=None, n_kills=None):
         figures[name] = dict(first_process='ended' if ended else 'died', warned='could not be saved' in log, torn=is_torn(folder), equal=same(result(folder), expected))
     return figures
 
-class Stopwatch(Callback):
-    "Run `f` after each epoch."
-    def __init__(self, order, f): self.order, self.f = order, f
-    def after_epoch(self): self.f()
-
-def cost(n=25_000_000, rounds=9):
-    "Time a save and one `torch.save` of the same state, with `n` weights and Adam: the best of `rounds`, in seconds."
-    folder = Path(tempfile.mkdtemp())
-    model = nn.Sequential(*[nn.Linear(1000, n // 4000) for _ in range(4)])
-    x, y = torch.randn(8, 1000), torch.randn(8, n // 4000)
-    class Sum(nn.Module):
-        def __init__(self): super().__init__(); self.layers = model
-        def forward(self, x): return sum(layer(x) for layer in self.layers)
-    dl = DataLoader(list(zip(x, y)), bs=8)
-    learn = Learner(DataLoaders(dl, dl), Sum(), loss_func=nn.MSELoss(), path=folder)
-    file, begin, times = folder/'models'/'cost.cycle', 0, dict(checkpoint=[], torch_save=[], torch_save_and_fsync=[])
-    def start_clock():
-        nonlocal begin
-        begin = time.perf_counter()
-    def stop_clock(name): times[name].append(time.perf_counter() - begin)
-    def compare():
-        stop_clock('checkpoint')
-        state = torch.load(file, weights_only=True)
-        start_clock()
-        torch.save(state, folder/'plain')
-        stop_clock('torch_save')
-        start_clock()
-        torch.save(state, folder/'plain')
-        with open(folder/'plain', 'rb+') as f: os.fsync(f.fileno())
-        stop_clock('torch_save_and_fsync')
-    around = [Stopwatch(9_000, start_clock), Stopwatch(20_000, compare)]     # a checkpoint is saved between these two
-    learn.fit_one_cycle(rounds, 1e-3, checkpoint='cost', cbs=around)
-    return dict(megabytes=round(file.stat().st_size / 1e6), **{k: round(min(v), 3) for k, v in times.items()},
-                to_torch_save=round(min(times['checkpoint']) / min(times['torch_save']), 2), to_torch_save_and_fsync=round(min(times['checkpoint']) / min(times['torch_save_and_fsync']), 2))
-
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
@@ -225,8 +190,11 @@ def main(
     cost_only:bool=False # Only measure the cost of a save
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."
+    if cost_only:
+        from saves import costs
+        return print(costs().round(2).to_string())
     if hostile is not None:
         from hostile import hostile as attack
         figures = attack(hostile, seed)
-    else: figures = cost() if cost_only else crash(runs, seed, n_kills=kills)
+    else: figures = crash(runs, seed, n_kills=kills)
     for k, v in figures.items(): print(f'{k}: {v}')

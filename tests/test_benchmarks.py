@@ -27,3 +27,9 @@ def test_scale(args, shown):
     run = subprocess.run([sys.executable, '-W', 'error::UserWarning', str(script), *args], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert all(words in run.stdout for words in shown)
+
+def test_saves(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
+    from saves import measure
+    found = measure(2, n_recorded=10)
+    assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB', 'torch.save MB'] and min(found.values()) > 0

@@ -17,6 +17,7 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import current_thread, main_thread
 from typing import Any
 from uuid import uuid4
 
@@ -71,7 +72,10 @@ def _is_whole(content):
 
 @contextmanager
 def _without_torch_checksums():
-    "Keep `torch.save` from computing checksums of its own."
+    "Keep `torch.save` from computing checksums of its own; in a thread, leave alone what is the whole process's."
+    if current_thread() is not main_thread():
+        yield
+        return
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try: yield

@@ -9,7 +9,10 @@ __all__ = ['ResumableRun']
 
 # %% ../../nbs/rooms/resume.run.ipynb #c96e40e6
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -26,7 +29,7 @@ from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (loader_states, model_state, object_states, random_states, set_global_random_states,
+from .state import (in_memory, loader_states, model_state, object_states, random_states, set_global_random_states,
                                             set_model_state, set_random_states)
 from .graph import Graph, Names, has_state_dict
 from ..stream import StreamCallback
@@ -60,6 +63,8 @@ class ResumableRun(OneFitCallback):
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
         self._place:tuple|None = None
         self._is_stopping = False
+        self._thread = ThreadPoolExecutor(1)
+        self._pending:tuple|None = None     # the place of the save that goes on in the thread, and how to wait for it
         self._lock, self._sigterm = lock or RunLock(file), None
         self.learn = learn
 
@@ -77,6 +82,24 @@ def _say_place(self:ResumableRun, what):
     epoch, n_done = self._place
     self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}.')
 
+# %% ../../nbs/rooms/resume.run.ipynb #7a0a9ec9
+@patch
+def _write(self:ResumableRun, place, write, must_succeed=False):
+    "Write the file by calling `write`, and note that it leads to `place`."
+    try:
+        write()
+        self._place = place
+    except (OSError, RuntimeError) as e:
+        if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
+        warn(f'Checkpoint {self.file.stem!r} could not be saved at epoch {place[0]}, batch {place[1]}: {e}. '
+             'Training continues; the last file that was saved is kept')
+
+@patch
+def _settle(self:ResumableRun):
+    "Wait for the save that goes on in the background, if there is one."
+    pending, self._pending = self._pending, None
+    if pending is not None: self._write(*pending)
+
 # %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
 @patch
 @contextmanager
@@ -90,7 +113,10 @@ def held(self:ResumableRun):
         with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm: yield
     finally:
         self._sigterm = None
-        self._lock.release()
+        try: self._settle()
+        finally:
+            self._thread.shutdown()
+            self._lock.release()
 
 @patch(as_prop=True)
 def _is_terminated(self:ResumableRun):
@@ -132,7 +158,7 @@ def _loader_place(self:ResumableRun):
     place = loader.state_dict() if has_state_dict(loader) else None
     try: Graph().digester(Names({}))(place)
     except Exception: return None
-    return place
+    return deepcopy(place)
 
 # %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
 @patch
@@ -189,8 +215,9 @@ def _cut_logs(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #c2fbb4d0
 @patch
-def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
+def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False, in_background=False):
     "Save the training as it is after `n_done` batches of `epoch`."
+    self._settle()
     learn = self.learn
     n_taken = None if self._stream is None else self._stream.state_dict().get('n_taken')
     in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
@@ -198,16 +225,12 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
                             n_taken=n_taken, **dict(random_epoch=None, place=None) | in_pass))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
+    model = in_memory(model_state(learn)) if in_background else model_state(learn)
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
                  logs=self._log_sizes(), train_iter=learn.train_iter, pct_train=learn.pct_train,
-                 rows=self._rows, processes=processes, **model_state(learn))
-    try:
-        write_file(self.file, state)
-        self._place = epoch, n_done
-    except (OSError, RuntimeError) as e:
-        if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
-        warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
-             'Training continues; the last file that was saved is kept')
+                 rows=list(self._rows), processes=processes, **model)
+    if in_background: self._pending = (epoch, n_done), self._thread.submit(write_file, self.file, state).result
+    else: self._write((epoch, n_done), partial(write_file, self.file, state), must_succeed)
 
 # %% ../../nbs/rooms/resume.run.ipynb #02abeab8
 @patch
@@ -231,7 +254,8 @@ def after_batch(self:ResumableRun):
     "Save every so many batches, counted over the whole fit, and where the fit stops."
     learn = self.learn
     is_due = self.every is not None and learn.train_iter % self.every == 0
-    if is_due or self._is_stopping or self._is_terminated: self._save(learn.epoch, learn.iter + 1)
+    is_last = self._is_stopping or self._is_terminated
+    if is_due or is_last: self._save(learn.epoch, learn.iter + 1, in_background=not is_last)
     if self._is_terminated: self._terminate()
 
 # %% ../../nbs/rooms/resume.run.ipynb #5bffd75f

@@ -6,14 +6,14 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.state.h
 
 # %% auto #0
 __all__ = ['Graft', 'ObjectStates', 'object_states', 'loader_states', 'random_states', 'set_global_random_states',
-           'set_random_states', 'warn_of_persistent_workers', 'model_state', 'set_model_state']
+           'set_random_states', 'warn_of_persistent_workers', 'model_state', 'in_memory', 'set_model_state']
 
 # %% ../../nbs/rooms/resume.state.ipynb #048a7cb8
 import io
 import random
 import weakref
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -394,6 +394,23 @@ def model_state(
     parameters = _parameters(learn)
     return dict(**_model_parts(learn), trained=[p.requires_grad for p in parameters],
                 grads=[_gradient_to_save(p) for p in parameters])
+
+# %% ../../nbs/rooms/resume.state.ipynb #0547b9e8
+def in_memory(
+    value, # Tensors, dictionaries, lists and plain values
+    copies:dict|None=None # The copies made so far
+): # The same in the CPU's memory
+    "Return a copy of a state that training leaves alone."
+    if copies is None: copies = {}
+    if isinstance(value, torch.Tensor):
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.layout is torch.strided else id(value)
+        if key not in copies: copies[key] = value.detach().to('cpu', copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
+        for name, item in value.items(): new[name] = in_memory(item, copies)
+        return new
+    return [in_memory(item, copies) for item in value] if isinstance(value, list) else deepcopy(value)
 
 # %% ../../nbs/rooms/resume.state.ipynb #456de752
 def _restore_parameter(p, trained, grad):
