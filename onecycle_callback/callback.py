@@ -243,8 +243,12 @@ def before_train(self:OneCycle):
     if self._cycle is None: self.start()
 
 @patch
-def make_plan(self:OneCycle, learn, n_epoch, reset_opt=False):
-    "Return the plan for a fit of `learn` over `n_epoch` epochs."
+def make_plan(self:OneCycle,
+    learn, # The `Learner`, left unchanged
+    n_epoch:int, # Number of epochs
+    reset_opt:bool=False # Whether the fit will replace the optimizer
+) -> OneCyclePlan: # The values of its batches
+    "Return the plan for a fit of `learn`."
     return plan_for(self.schedule, learn, n_epoch, reset_opt, self.n_batch)
 
 @patch

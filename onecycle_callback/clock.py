@@ -121,7 +121,12 @@ class Clock:
 # %% ../nbs/rooms/clock.ipynb #1aea3d48
 class TimedStream(Stream):
     "A stream whose loops end by the clock of `cycle`."
-    def __init__(self, dl, n_batch, on_pass, cycle):
+    def __init__(self,
+        dl, # A data loader, or anything that can be iterated over
+        n_batch:int, # Batches per epoch, except for the last one
+        on_pass, # Is called, without arguments, where a pass over `dl` starts
+        cycle # The `TimedCycle`
+    ):
         super().__init__(dl, n_batch, on_pass)
         self.cycle = cycle
 
@@ -137,11 +142,19 @@ class TimedStream(Stream):
 
 class TimedStreamCallback(StreamCallback):
     "Make epochs that end by the clock of `cycle`."
-    def __init__(self, n_batch, cycle):
+    def __init__(self,
+        n_batch:int, # Batches per epoch, except for the last one
+        cycle # The `TimedCycle`
+    ):
         super().__init__(n_batch)
         self.cycle = cycle
 
-    def stream_of(self, dl, n_batch): return TimedStream(dl, n_batch, self.on_pass, self.cycle)
+    def stream_of(self,
+        dl, # The training loader
+        n_batch:int # Batches per epoch, except for the last one
+    ) -> TimedStream:
+        "Return the stream to train on."
+        return TimedStream(dl, n_batch, self.on_pass, self.cycle)
 
 # %% ../nbs/rooms/clock.ipynb #f42c0ff8
 class TimedCycle(OneCycle):
@@ -154,12 +167,16 @@ class TimedCycle(OneCycle):
         self.minutes, self.clock = minutes, Clock(minutes)
         self._validation:float|None = None     # seconds that the last validation took
 
-    def make_plan(self, learn, n_epoch=1, reset_opt=False):
-        "Return the plan for `learn`, which has no number of epochs."
+    def make_plan(self,
+        learn, # The `Learner`, left unchanged
+        n_epoch:int|None=None, # Has no effect
+        reset_opt:bool=False # Whether the fit will replace the optimizer
+    ) -> TimedPlan: # The values at each tick of the clock
+        "Return the plan for a fit of `learn`."
         plan = super().make_plan(learn, 1, reset_opt)
         return TimedPlan(plan.schedule, 1, plan.n_batch, plan.n_groups, self.minutes)
 
-    def first_batch(self):
+    def first_batch(self) -> int:
         "Return the tick of the clock."
         return self.clock.tick
 
@@ -171,7 +188,7 @@ class TimedCycle(OneCycle):
             show_epoch(self.learn, epoch)
             yield epoch
 
-    def ends_epoch(self):
+    def ends_epoch(self) -> bool:
         "Return whether a validation and a batch fit into the time that is left; if not, this is the last epoch."
         has_time = from_rank_0(self._has_time)
         if not has_time: show_no_total(self.learn)
@@ -191,6 +208,7 @@ class TimedCycle(OneCycle):
         self.clock.start()
 
     def start(self):
+        "Start the cycle, and a record of its places too."
         super().start()
         self._cycle.hps['minutes'] = []
         self._share_record()
@@ -211,11 +229,15 @@ class TimedCycle(OneCycle):
         warn(f'The cycle was stopped early after {self.clock.used / 60:.3g} of {self.minutes:.3g} minutes, '
              f'at a learning rate of {self._cycle.row[0][-1]:.3g}')
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
+        "Return what a checkpoint of the running cycle must keep: the clock too."
         state = super().state_dict()
         return state and state | dict(clock=self.clock.state(), validation=self._validation)
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict # From `state_dict`; empty from a cycle that hadn't started
+    ):
+        "Continue the record and the clock in `state`."
         super().load_state_dict(state)
         if not state: return
         self.clock.start(**state['clock'])

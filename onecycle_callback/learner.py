@@ -41,7 +41,7 @@ def preview_one_cycle(self:Learner,
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
-    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self, 1)
+    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self)
     return OneCycle(**arguments).make_plan(self, check_whole('cycle_len', cycle_len))
 
 # %% ../nbs/04_learner.ipynb #631342cc

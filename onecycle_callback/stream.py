@@ -53,8 +53,10 @@ class Stream(GetAttr):
 
     def __len__(self): return self.n_batch
 
-    def start(self, n_pass):
-        "Start the pass with this number."
+    def start(self,
+        n_pass:int # Its number
+    ):
+        "Start a pass over the data loader."
         set_epoch(self.dl, n_pass)
         self._pass, self.n_pass, self.n_taken = iter(self.dl), n_pass, 0
 
@@ -62,8 +64,10 @@ class Stream(GetAttr):
         first, self.n_done = self.n_done, 0
         for i in range(first, self.n_batch): yield self.take(i)
 
-    def take(self, n_done):
-        "Return the next batch; `n_done` batches of this loop were taken before."
+    def take(self,
+        n_done:int # Number of batches that this loop took before
+    ): # A batch
+        "Return the next batch, if need be of a new pass."
         batch = next(self._pass, _END)
         if batch is _END: batch = self._start_over(n_done)
         self.n_taken += 1
@@ -137,8 +141,11 @@ class StreamCallback(OneFitCallback):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
 
-    def stream_of(self, dl, n_batch):
-        "Return the training loader `dl` as a stream."
+    def stream_of(self,
+        dl, # The training loader
+        n_batch:int # Batches per epoch
+    ) -> Stream:
+        "Return the stream to train on."
         return Stream(dl, n_batch, self.on_pass)
 
     def before_train(self):
@@ -161,6 +168,8 @@ class StreamCallback(OneFitCallback):
         "Return the place in the training data."
         return {} if self._train is None else self._train.place()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict # From `state_dict`
+    ):
         "Note the place to go to."
         self.place = state or None
