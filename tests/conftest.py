@@ -12,6 +12,15 @@ import pytest
 from helpers import copy_tree
 import onecycle_callback  # noqa: F401 (patches the Learner that the tests train)
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "Make slow all but the first case of each test that is marked as a matrix."
+    seen = set()
+    for item in items:
+        test = item.nodeid.partition('[')[0]
+        if item.get_closest_marker('matrix') and test in seen: item.add_marker('slow')
+        seen.add(test)
+
 @pytest.fixture(autouse=True)
 def close_figures():
     yield

@@ -12,6 +12,8 @@ from interrupted import N_EPOCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume import run
 
+pytestmark = pytest.mark.matrix
+
 AT, OPENS = 16, 19     # the batch of the save that is held up, and the one after which it goes on
 
 class Gate(Callback):

@@ -28,6 +28,7 @@ def test_scale(args, shown):
     assert run.returncode == 0, run.stderr
     assert all(words in run.stdout for words in shown)
 
+@pytest.mark.slow
 def test_saves(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
     from saves import measure

@@ -19,6 +19,8 @@ from helpers import frozen_state
 from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 
+pytestmark = pytest.mark.matrix
+
 def with_training_metrics(path):
     learn = learner(path)
     learn.recorder.train_metrics = True

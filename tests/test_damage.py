@@ -17,6 +17,8 @@ from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_file, read_state, write_file
 from onecycle_callback.resume.graph import _method, _named
 
+pytestmark = pytest.mark.matrix
+
 KEEP = CycleCheckpoint('run1', every=7)
 
 @pytest.fixture(scope='module')

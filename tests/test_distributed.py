@@ -227,6 +227,7 @@ class InCtx(DistributedTrainer):
 LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items, **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4), drop_last=st.booleans())
 def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):

@@ -17,6 +17,8 @@ from helpers import Spy, learner, tabular
 from interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, learner as interrupted_learner, results, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
 
+pytestmark = pytest.mark.matrix
+
 def quiet_fit(learn):
     with learn.no_logging(), learn.no_mbar(): learn.fit(1, 0.)
 

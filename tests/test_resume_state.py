@@ -23,6 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
 from onecycle_callback import CycleCheckpoint
 
+pytestmark = pytest.mark.matrix
+
 def fit(learn, cbs=None, checkpoint=None, n_epoch=N_EPOCH): learn.fit_one_cycle(n_epoch, .05, cbs=cbs, checkpoint=checkpoint)
 
 def outcome(learn, seen=lambda learn: None):
@@ -352,6 +354,7 @@ def test_sparse_gradients_that_wait(tmp_path):
         raise CancelBatchException
     check(make, tmp_path, cbs, at=17, every=4)
 
+@pytest.mark.slow
 def test_lazy_layer(tmp_path):
     "Its weights are made by the first batch."
     def make(path):

@@ -20,6 +20,8 @@ from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
 
+pytestmark = pytest.mark.matrix
+
 CYCLE, TESTS = 'models/run1.cycle', Path(__file__).parent
 
 def fit(path, every=None, cbs=None, make=learner, **kwargs):

@@ -20,6 +20,8 @@ from helpers import At, Spy, frozen_state, throw
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
 
+pytestmark = pytest.mark.matrix
+
 def example(i):
     x = torch.tensor([i, i + 1., 1.]) / 100
     return x, x.sum(0, keepdim=True)

@@ -403,7 +403,8 @@ def in_memory(
     "Return a copy of a state that training leaves alone."
     if copies is None: copies = {}
     if isinstance(value, torch.Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.layout is torch.strided else id(value)
+        is_dense = value.layout is torch.strided
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if is_dense else id(value)
         if key not in copies: copies[key] = value.detach().to('cpu', copy=True)
         return copies[key]
     if isinstance(value, dict):
