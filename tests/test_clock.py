@@ -13,6 +13,8 @@ from interrupted import assert_same, epochs_shown, results, rows
 from onecycle_callback import CycleCheckpoint, clock
 from onecycle_callback.clock import N_TICKS, Clock
 
+pytestmark = pytest.mark.matrix
+
 @pytest.fixture
 def time(monkeypatch):
     time = Time()
