@@ -9,7 +9,7 @@ __all__ = ['N_TICKS', 'SYNC_SECONDS', 'SYNC_BATCHES', 'TimedPlan', 'Clock', 'Tim
 
 # %% ../nbs/rooms/clock.ipynb #e0ca0094
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count
 from time import perf_counter
 from warnings import warn
 
@@ -183,8 +183,12 @@ class TimedCycle(OneCycle):
     def epochs(self,
         epochs:range # The epochs left, without an end
     ):
-        "Yield epochs until the last batch is trained."
-        for epoch in takewhile(lambda _: not self.clock.is_up, epochs):
+        "Yield epochs until the last batch is trained, or the time is up and none is."
+        clock, n_before = self.clock, None
+        for epoch in epochs:
+            is_idle = clock.n == n_before     # a callback cancels each epoch before its first batch
+            if clock.is_up or is_idle and from_rank_0(lambda: clock.now) >= clock.budget: return
+            n_before = clock.n
             show_epoch(self.learn, epoch)
             yield epoch
 

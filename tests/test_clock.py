@@ -4,7 +4,7 @@ The last batch is the one during which the budget runs out; its place is the end
 from functools import partial
 
 import pytest
-from fastai.basics import Callback, CancelFitException, DataLoaders
+from fastai.basics import Callback, CancelEpochException, CancelFitException, DataLoaders
 from fastai.callback.schedule import ParamScheduler
 
 import interrupted
@@ -131,6 +131,18 @@ def test_the_record_is_drawn_over_its_batches(time):
     for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]): assert line.get_ydata().tolist() == frame[column].tolist()
     assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum', 'minutes']
     assert frame.batch.tolist() == list(range(51)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 15
+
+class Idle(Callback):
+    "Cancel each epoch after five seconds, before its first batch."
+    def __init__(self, time): self.time, self.n = time, 0
+    def before_train(self):
+        self.time.now, self.n = self.time.now + 5, self.n + 1
+        raise CancelEpochException if self.n < 100 else RuntimeError('without an end')
+
+def test_epochs_that_are_all_cancelled_end_with_the_budget(time):
+    idle = Idle(time)
+    learner().fit_one_cycle(max_lr=.1, minutes=1, cbs=idle)
+    assert (idle.n, time.now) == (12, 1060)
 
 class NoLength:
     def __init__(self, dl): self.dl = dl
