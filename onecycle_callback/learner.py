@@ -179,7 +179,8 @@ def fine_tune(self:Learner,
     check_number('lr_mult', lr_mult, DIV_FACTOR)
     check_number('div', div, DIV_FACTOR)
     if freeze_epochs and kwargs.get('three_phase'):
-        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got True')
+        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got '
+                         f'{kwargs["three_phase"]!r}')
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
