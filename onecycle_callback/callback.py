@@ -243,13 +243,27 @@ def before_train(self:OneCycle):
     if self._cycle is None: self.start()
 
 @patch
+def make_plan(self:OneCycle,
+    learn, # The `Learner`, left unchanged
+    n_epoch:int, # Number of epochs
+    reset_opt:bool=False # Whether the fit will replace the optimizer
+) -> OneCyclePlan: # The values of its batches
+    "Return the plan for a fit of `learn`."
+    return plan_for(self.schedule, learn, n_epoch, reset_opt, self.n_batch)
+
+@patch
+def first_batch(self:OneCycle):
+    "Return the number in the plan of the first batch of this epoch."
+    return self.learn.epoch * self.plan.n_batch
+
+@patch
 def start(self:OneCycle):
     "Make the plan, set its first values on the optimizer and start the record."
     learn, opt = self.learn, OptAdapter(self.learn.opt)
-    self.plan = plan_for(self.schedule, learn, learn.n_epoch, n_batch=self.n_batch)
+    self.plan = self.make_plan(learn, learn.n_epoch)
     opt.restore_lr_tensors(self._lrs_before)
     self._cycle = CycleRun(self.plan, opt)
-    self._cycle.set_batch(learn.epoch * self.plan.n_batch)
+    self._cycle.set_batch(self.first_batch())
     self._share_record()
     if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
         warn('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')

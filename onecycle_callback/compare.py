@@ -169,9 +169,11 @@ def _put_back(learn, cbs):
     "Within this context, `learn` is ready for short cycles; at its end, everything is as before. Yields a `Snapshot`."
     before, callbacks, start = dict(vars(learn)), [cb for cb in [*learn.cbs, *cbs] if isinstance(cb, Callback)], None
     def undo():
-        if start is not None: start.restore()
-        vars(learn).clear()
-        vars(learn).update(before)
+        try:
+            if start is not None: start.restore()
+        finally:
+            vars(learn).clear()
+            vars(learn).update(before)
     try:
         _make_ready(learn)
         start = Snapshot(learn, callbacks)
@@ -185,7 +187,7 @@ def _put_back(learn, cbs):
 # %% ../nbs/10_compare.ipynb #80880a22
 @patch
 @accept_fastai_names
-@delegates(Learner.fit_one_cycle, but=['max_lr', 'start_epoch', 'stop_epoch', 'checkpoint'])
+@delegates(Learner.fit_one_cycle, but=['max_lr', 'minutes', 'start_epoch', 'stop_epoch', 'checkpoint'])
 def compare_max_lr(self:Learner,
     max_lrs=None, # What to compare, each as `max_lr` of `fit_one_cycle`; default four around what `lr_find` finds
     cycle_len:int=1, # Number of epochs of each cycle

@@ -13,14 +13,13 @@ import pandas as pd
 
 # %% ../nbs/rooms/frame.ipynb #2e360895
 def batch_frame(
-    epochs, # Epoch of each batch, shape (n,)
-    batches, # Number of each batch, counted over the whole cycle, shape (n,)
+    places:dict, # The first columns, which say where each batch is, shape (n,)
     **columns # Values per batch by name, shape (n,) or (n, groups); `None` is left out
 ) -> pd.DataFrame: # A column for each name, or `name_0`, `name_1`, … where there are several groups
     "Return values per batch as a table."
-    frame = dict(epoch=np.asarray(epochs, int), batch=np.asarray(batches, int))
+    frame, n = dict(places), len(next(iter(places.values())))
     for name, values in columns.items():
         if values is None: continue
-        groups = np.asarray(values, float).reshape(len(frame['batch']), -1).T
+        groups = np.asarray(values, float).reshape(n, -1).T
         frame |= {name: groups[0]} if len(groups) == 1 else {f'{name}_{i}': group for i, group in enumerate(groups)}
     return pd.DataFrame(frame)

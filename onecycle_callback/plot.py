@@ -87,13 +87,13 @@ def _draw_lines(ax, x, values):
     if len(groups) > 1: ax.legend(fontsize='small', title=title, loc=place)
 
 # %% ../nbs/rooms/plot.ipynb #52b12a96
-def _mark_peak(ax, x, values, peak):
-    "Mark the batch `peak`, if it is one of `x`, with the value of the last group there."
+def _mark_peak(ax, x, values, peak, unit):
+    "Mark `peak`, if it is one of `x`, with the value of the last group there."
     at = np.flatnonzero(x == peak)
     if not len(at): return
     y = float(np.asarray(values, float).reshape(len(x), -1)[at[0], -1])
     ax.plot(peak, y, 'o', color='C3', zorder=3)
-    ax.annotate(f'{y:.4g} at batch {peak}', (peak, y), xytext=(8, 6 if y >= np.max(values) else -12),
+    ax.annotate(f'{y:.4g} at {unit} {round(peak, 2)}', (peak, y), xytext=(8, 6 if y >= np.max(values) else -12),
                 textcoords='offset points', fontsize='small', color='C3')
 
 # %% ../nbs/rooms/plot.ipynb #4026cc68
@@ -114,9 +114,10 @@ def plot_hypers(
     hypers:dict, # Values of each hyper-parameter under its fastai name (`lr`, `mom`, …), shape (n,) or (n, groups)
     batches=None, # Batch number of each value, shape (n,); default 0, 1, 2, …
     epochs:dict|None=None, # The batch at which each epoch begins, `{epoch: batch}`
-    peak:int|None=None, # The batch to mark as the peak
+    peak:float|None=None, # The batch to mark as the peak
     ax=None, # Axes to draw on, one for each hyper-parameter; default new ones
-    figsize:tuple[float, float]|None=None # Width and height of new axes in inches
+    figsize:tuple[float, float]|None=None, # Width and height of new axes in inches
+    unit:str='batch' # What `batches`, `epochs` and `peak` are counted in
 ): # The axes: a single one, or a list
     "Draw each hyper-parameter over the batches in its own panel; raises `ValueError` for none, or if `ax` doesn't fit."
     if not hypers: raise ValueError('hypers must hold at least one hyper-parameter, got none')
@@ -124,12 +125,12 @@ def plot_hypers(
     for panel, (name, values) in zip(axes, hypers.items()):
         x = np.arange(len(values)) if batches is None else np.asarray(batches)
         _draw_lines(panel, x, values)
-        panel.set(xlabel='batch', ylabel=HYPER_NAMES.get(name, name))
+        panel.set(xlabel=unit, ylabel=HYPER_NAMES.get(name, name))
         panel.margins(y=0.12)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=x.dtype.kind in 'iu')
         if x[-1] >= 10**6: panel.xaxis.set_major_formatter(EngFormatter(sep=''))   # 2M, not 0.2 with 1e7 in a corner
         if epochs: _mark_epochs(panel, epochs)
-        _mark_peak(panel, x, values, peak)
+        _mark_peak(panel, x, values, peak, unit)
     return axes[0] if len(axes) == 1 else axes
 
 # %% ../nbs/rooms/plot.ipynb #514c46ab

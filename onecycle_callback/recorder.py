@@ -18,6 +18,7 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
+from .clock import TimedPlan
 from .frame import batch_frame
 from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
@@ -71,11 +72,14 @@ def _drawable(recorder, keys):
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    knots, smooth = ([], ()) if plan is None else (_places_of_knots(starts, n, plan), plan._hyper_names)
+    is_timed = isinstance(plan, TimedPlan)     # then the place in the record doesn't tell that in the plan
+    knots, smooth = ([], ()) if plan is None or is_timed else (_places_of_knots(starts, n, plan), plan._hyper_names)
     spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
     places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
-    hypers = {name: [hps[name][i] for i in places.tolist()] for name in names}
-    if plan is None: return dict(hypers=hypers, batches=places, epochs=starts)
+    hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
+    if is_timed and 'lr' in hypers:
+        hypers['lr'] = plan.at(plan.ticks([hps['minutes'][i] for i in places.tolist()]))[0]
+    if plan is None or is_timed: return dict(hypers=hypers, batches=places, epochs=starts)
     batches = _batch_numbers(starts, places, plan.n_batch)
     if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
     epochs = {epoch: epoch * plan.n_batch for epoch in starts}
@@ -117,6 +121,9 @@ def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or 
     columns = {name: values[:n] for name, values in hps.items()}
     lr, mom = columns.pop('lr', self.batch_lrs[:n]), columns.pop('mom', None)
     epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
-    batches = np.arange(n) if self.plan is None else _batch_numbers(self.starts, np.arange(n), self.plan.n_batch)
-    if self.plan is not None: lr = self.plan.at(batches)[0]   # of all groups
-    return batch_frame(epochs, batches, lr=lr, mom=mom, train_loss=_losses(self, n), **columns)
+    batches, plan = np.arange(n), self.plan
+    if isinstance(plan, TimedPlan): lr = plan.at(plan.ticks(columns['minutes']))[0]     # of all groups
+    elif plan is not None:
+        batches = _batch_numbers(self.starts, batches, plan.n_batch)
+        lr = plan.at(batches)[0]
+    return batch_frame(dict(epoch=epochs, batch=batches), lr=lr, mom=mom, train_loss=_losses(self, n), **columns)

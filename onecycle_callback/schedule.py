@@ -358,7 +358,7 @@ class OneCyclePlan:
     def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
         "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
         batches = np.arange(len(self))
-        return batch_frame(batches // self.n_batch, batches, lr=self.lrs, mom=self.moms)
+        return batch_frame(dict(epoch=batches // self.n_batch, batch=batches), lr=self.lrs, mom=self.moms)
 
     def _table_html(self):
         "Return `table` as HTML. Of many epochs it holds the first, the last and those around the peak."

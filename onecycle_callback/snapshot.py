@@ -8,6 +8,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/snapshot.html.
 __all__ = ['Snapshot']
 
 # %% ../nbs/rooms/snapshot.ipynb #78a6ea06
+from warnings import warn
+
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
@@ -54,7 +56,8 @@ def restore(self:Snapshot):
         holder.clear()
         holder.update(content)
     for p, data in self._data: p.data = data
-    self._objects.restore(self._content, with_settings=True)
-    self._loaders.restore(self._random['loaders'], with_settings=True)
+    problems, _ = self._objects.restore(self._content, with_settings=True)
+    problems += self._loaders.restore(self._random['loaders'], with_settings=True)[0]
     set_model_state(self.learn, self._model | dict(grads=in_memory(self._model['grads'])))
     set_global_random_states(self._random)
+    if problems: warn(f'The Learner is not quite as before, since this cannot be restored: {", ".join(problems)}')

@@ -53,18 +53,25 @@ class Stream(GetAttr):
 
     def __len__(self): return self.n_batch
 
-    def start(self, n_pass):
-        "Start the pass with this number."
+    def start(self,
+        n_pass:int # Its number
+    ):
+        "Start a pass over the data loader."
         set_epoch(self.dl, n_pass)
         self._pass, self.n_pass, self.n_taken = iter(self.dl), n_pass, 0
 
     def __iter__(self):
         first, self.n_done = self.n_done, 0
-        for i in range(first, self.n_batch):
-            batch = next(self._pass, _END)
-            if batch is _END: batch = self._start_over(i)
-            self.n_taken += 1
-            yield batch
+        for i in range(first, self.n_batch): yield self.take(i)
+
+    def take(self,
+        n_done:int # Number of batches that this loop took before
+    ): # A batch
+        "Return the next batch, if need be of a new pass."
+        batch = next(self._pass, _END)
+        if batch is _END: batch = self._start_over(n_done)
+        self.n_taken += 1
+        return batch
 
     def _start_over(self, n_done):
         "Start a pass over `dl` and return its first batch; `n_done` batches of this loop were yielded before."
@@ -134,12 +141,19 @@ class StreamCallback(OneFitCallback):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
 
+    def stream_of(self,
+        dl, # The training loader
+        n_batch:int # Batches per epoch
+    ) -> Stream:
+        "Return the stream to train on."
+        return Stream(dl, n_batch, self.on_pass)
+
     def before_train(self):
         "Let this epoch go on where the one before stopped; a fit starts a new pass."
         learn, stream = self.learn, self._train
         if self.n_batch is None: return
         if stream is None or stream.dl is not learn.dl or learn.train_iter == 0:
-            self._train = Stream(learn.dl, self.n_batch, self.on_pass)
+            self._train = self.stream_of(learn.dl, self.n_batch)
         learn.dl = self._train
 
     def before_validate(self):
@@ -154,6 +168,8 @@ class StreamCallback(OneFitCallback):
         "Return the place in the training data."
         return {} if self._train is None else self._train.place()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict # From `state_dict`
+    ):
         "Note the place to go to."
         self.place = state or None

@@ -65,6 +65,10 @@ LENGTH = [*each('cycle_len', 'at least 1', 0, -1, 2.5, True, '10', None, nan),
           case('cycle_len', 'twice', n_epoch=3, cycle_len=4),
           case('cycle_len', 'twice', got='4', n_epoch=3, cyc_len=4)]
 
+MINUTES = [*each('minutes', 'above 0', 0, -1, nan, inf, '30', True),
+           case('cycle_len', 'left out with minutes', minutes=30, cycle_len=3),
+           case('cycle_len', 'left out with minutes', got='3', minutes=30, n_epoch=3)]
+
 FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
        *each('stop_epoch', 'between 1 and 3', 0, 4, 1.5, False),
        case('stop_epoch', 'between 3 and 3', start_epoch=2, stop_epoch=2),
@@ -88,6 +92,7 @@ FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              *each('epochs', 'at least 1', 0, 2.5),
              *each('wd', 'at least 0', 'much'),
              *each('n_batch', 'at least 1', 0, 2.5),
+             case('minutes', 'it takes epochs', got='30', minutes=30),
              case('three_phase', 'with freeze_epochs', three_phase=True),
              case('nonsense', 'freeze_epochs', nonsense=1)]
 
@@ -119,6 +124,16 @@ def test_schedule(learn, call, kwargs, name, allowed, got):
 @pytest.mark.parametrize('method', ['fit_one_cycle', 'preview_one_cycle'])
 def test_length(learn, method, kwargs, name, allowed, got):
     refused(learn, lambda: getattr(learn, method)(**kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs, name, allowed, got', MINUTES)
+@pytest.mark.parametrize('method', ['fit_one_cycle', 'preview_one_cycle'])
+def test_minutes(learn, method, kwargs, name, allowed, got):
+    refused(learn, lambda: getattr(learn, method)(**kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs', [dict(start_epoch=1), dict(stop_epoch=1)], ids=str)
+def test_parts_of_a_cycle_by_the_clock(learn, kwargs):
+    [(name, value)] = kwargs.items()
+    refused(learn, lambda: learn.fit_one_cycle(minutes=30, **kwargs), name, 'left out with minutes', [str(value)])
 
 @pytest.mark.parametrize('kwargs, name, allowed, got', FIT)
 def test_arguments_of_the_fit(learn, kwargs, name, allowed, got):

@@ -53,6 +53,8 @@ optimizers = pytest.mark.parametrize('opt_func', OPTIMIZERS.values(), ids=OPTIMI
 
 def items(n): return [(x, y + 2) for x, y in dataset(n)]
 
+def noisy(item): return item[0] + torch.rand(3) + random.random() + np.random.rand(), item[1]
+
 def learner(path='.', opt_func=Adam, cbs=None, trained=False):
     "A Learner with batch norm and dropout, and callbacks that remember; perhaps already trained, with gradients left."
     set_seed(0)
@@ -225,13 +227,17 @@ def test_each_cycle_is_that_of_a_new_learner(opt_func, kwargs):
         assert compared.table.loc[lr].tolist()[:3] == row
         assert compared.losses[lr].tolist() == losses
 
-def test_all_cycles_have_the_same_batches_and_callbacks_start_anew():
+@pytest.mark.matrix
+@pytest.mark.parametrize('n_workers', [0, 2])
+def test_all_cycles_have_the_same_batches_and_callbacks_start_anew(n_workers):
     batches, first = [], []
     class Look(Callback):
         def before_batch(self):
             if self.training: batches.append(self.xb[0].tolist())
         def before_train(self): first.append(len(self.averaged.distances))
-    learner(trained=True, cbs=Look()).compare_max_lr(LRS)
+    learn = learner(trained=True, cbs=Look())
+    learn.dls.loaders[0] = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True, device='cpu', num_workers=n_workers, after_item=noisy)
+    learn.compare_max_lr(LRS)
     cycles = [batches[i:i + N_BATCH] for i in range(N_BATCH, len(batches), N_BATCH)]     # those before were trained on
     assert len(cycles) == 3 and cycles[0] == cycles[1] == cycles[2] != batches[:N_BATCH]
     assert first == [0, N_BATCH, N_BATCH, N_BATCH]
@@ -319,6 +325,7 @@ REFUSED = {
     'a cycle in cbs': (dict(max_lrs=LRS, cbs=OneCycle(.1)), ValueError, 'cbs must not hold a OneCycle'),
     'checkpoint': (dict(max_lrs=LRS, checkpoint='run1'), TypeError, "compare_max_lr has no argument checkpoint .got 'run1'."),
     'start_epoch': (dict(max_lrs=LRS, start_epoch=1), TypeError, 'compare_max_lr has no argument start_epoch'),
+    'minutes': (dict(max_lrs=LRS, minutes=1), TypeError, 'compare_max_lr has no argument minutes'),
     'max_lr': (dict(max_lr=LRS), TypeError, 'compare_max_lr has no argument max_lr'),
     'wd': (dict(max_lrs=LRS, wd=-1), ValueError, 'wd must be a finite number of at least 0, got -1')}
 

@@ -33,7 +33,7 @@ def run_jobs(folder, *jobs):
 
 @pytest.fixture(scope='module')
 def jobs(tmp_path_factory):
-    names = 'cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted'
+    names = 'cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
@@ -96,6 +96,31 @@ def test_streams_resume_in_each_process(jobs, tmp_path):
     assert 'Signal 9' in err, out + err
     [resumed] = run_jobs(tmp_path, 'stream_resumed')
     assert resumed == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
+
+def assert_timed(runs, seconds):
+    "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
+    first, second = runs
+    for key in ('lrs', 'hps', 'weights', 'plan_lrs'): assert first[key] == second[key], key
+    assert [values[1:] for values in first['values']] == [values[1:] for values in second['values']]     # the losses on training data differ
+    assert first['lrs'] == first['plan_lrs'] and first['lrs'][-1] == first['end'] == [.01 / 25]
+    assert seconds <= first['seconds'] <= seconds + .01 + .03 and second['seconds'] == pytest.approx(2 * first['seconds'])
+
+@pytest.mark.slow
+def test_all_processes_use_the_clock_of_rank_0(jobs):
+    assert_timed(jobs['timed'], 1.2)
+
+@pytest.mark.slow
+def test_the_clock_is_not_read_at_every_batch(jobs):
+    first, second = jobs['timed']
+    assert second['reads'] == [] and 120 / 16 < len(first['reads']) < len(first['lrs']) / 4
+
+@pytest.mark.slow
+def test_processes_resume_with_the_time_that_is_left(tmp_path):
+    out, err = start(TESTS / 'distributed_worker.py', 'timed_killed', tmp_path).communicate(timeout=300)
+    assert 'Signal 9' in err, out + err
+    [runs] = run_jobs(tmp_path, 'timed_resumed')
+    assert runs[0]['reads'][0] == 45     # the batches of before
+    assert_timed(runs, 1.2 - .45 - 3 * .03)
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):

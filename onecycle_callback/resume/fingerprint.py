@@ -88,6 +88,7 @@ def run_fingerprint(
         **{f.name: getattr(schedule, f.name) for f in fields(schedule)},
         wd=wd, n_batch=plan.n_batch, bs=getattr(learn.dls.train, 'bs', None),
         processes=world_size(), groups=[len(params) for params in opt.param_lists])
+    if hasattr(plan, 'minutes'): values |= dict(cycle_len=None, stop_epoch=None, minutes=plan.minutes)
     model, loaders = get_model(learn.model), list(learn.dls.loaders)
     return dict({name: _as_text(value) for name, value in values.items()}, optimizer=opt_name(opt),
                 schedule=_lrs_as_text(plan), model=_model_as_text(model), layers=_layers_as_text(model),
