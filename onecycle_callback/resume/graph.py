@@ -135,7 +135,9 @@ _VALUES = (
     TensorBase, torch.Tensor, nn.Parameter, torch.Size, torch.device, np.ndarray, np.dtype, np.random.Generator,
     np.random.RandomState, *(getattr(np.dtypes, name) for name in np.dtypes.__all__))
 
-def full_name(obj):
+def full_name(
+    obj # A class or a function
+) -> str: # Such as `torch.nn.modules.linear.Linear`
     "Return the module and the qualified name of a class or a function."
     return f'{getattr(obj, "__module__", None)}.{getattr(obj, "__qualname__", type(obj).__qualname__)}'
 
@@ -167,7 +169,10 @@ def _bits(value):
 
 class Constant:
     "A large tensor or array as it is at the beginning."
-    def __init__(self, value, bits):
+    def __init__(self,
+        value, # The tensor or array
+        bits # Its bits as whole numbers
+    ):
         self.ref, self.mark = ref(value), self.mark_of(value, bits)
         checksum = crc32(memoryview(bits.cpu().numpy()))
         self.name = f'a constant {value.dtype} {tuple(value.shape)} {checksum:08x}'
@@ -177,7 +182,9 @@ class Constant:
         "Return what changes when `value` does."
         return getattr(value, '_version', None), int(bits.sum())
 
-    def is_still(self, value):
+    def is_still(self,
+        value # A tensor or an array
+    ) -> bool:
         "Return whether `value` is the same object and holds the same bits."
         bits = _bits(value) if self.ref() is value else None
         return bits is not None and self.mark_of(value, bits) == self.mark
@@ -187,13 +194,22 @@ class CannotStore(pickle.PicklingError): "A value that a file cannot hold."
 
 class Scalars:
     "A list of tensors without dimensions, of one class, as a single tensor."
-    def __init__(self, cls, tensor): self.cls, self.tensor = cls, tensor
+    def __init__(self,
+        cls, # The class of each of them
+        tensor # All of them, stacked
+    ):
+        self.cls, self.tensor = cls, tensor
 
 class StateDict:
     "An object that stood there at the beginning, by its `state_dict`."
-    def __init__(self, obj): self.obj = obj
+    def __init__(self,
+        obj # An object with a `state_dict`
+    ):
+        self.obj = obj
 
-def has_state_dict(obj):
+def has_state_dict(
+    obj # Any object
+) -> bool:
     "Return whether `obj` can save itself. Ask its class, since a callback also has the attributes of its `Learner`."
     return hasattr(type(obj), 'state_dict') and hasattr(type(obj), 'load_state_dict')
 
@@ -219,14 +235,18 @@ class Graph:
         self.constants:dict[int, Constant] = {}             # by id
         self.filled:dict[int, tuple[str, object]] = {}      # by id
 
-    def add_class(self, cls):
+    def add_class(self,
+        cls # A class of an object that the training uses
+    ):
         "Note a class that the training uses: it may be built, and so may others of its module if that is the user's."
         package = cls.__module__.partition('.')[0]
         if package in stdlib_module_names and package != '__main__': return
         self.classes.setdefault(full_name(cls), cls)
         if package not in ('torch', 'fastai', 'fastcore', 'numpy'): self.modules.add(cls.__module__)
 
-    def find(self, name):
+    def find(self,
+        name # A module and a qualified name
+    ): # A class, a function, or `None`
         "Return the class or the function that reading may call by this name, `None` if there is none."
         if name in self.classes: return self.classes[name]
         module, _, short = name.rpartition('.')
