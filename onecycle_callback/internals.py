@@ -77,7 +77,7 @@ def show_epoch(
     "Make `epoch` the last one, of the fit and of the bar over the epochs."
     learn.n_epoch = epoch + 1
     bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
-    if bar: bar.main_bar.total = epoch + 1
+    if bar: bar.main_bar.total = bar.main_bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
 
 # %% ../nbs/rooms/internals.ipynb #c086abef
 def cancelled_by() -> tuple: # The callback and the name of the event; `None` for both if it wasn't a callback

@@ -70,6 +70,7 @@ def test_every_learner(uninterrupted, tmp_path, name):
     interrupt(LEARNERS[name], tmp_path, 30, 7)
     assert_same(results(resume(LEARNERS[name], tmp_path, 7)), uninterrupted(name))
 
+@pytest.mark.slow
 def test_workers_between_epochs(uninterrupted, tmp_path):
     interrupt(LEARNERS['two workers'], tmp_path, 30)
     assert_same(results(resume(LEARNERS['two workers'], tmp_path)), uninterrupted('two workers'))

@@ -174,6 +174,7 @@ def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
     assert_same(results(learn), expected)
 
+@pytest.mark.slow
 def test_remembers_how_long_a_validation_takes(time, tmp_path):
     "Too long for a third one; by the pace of the training it would be shorter."
     calm = timed(tmp_path / 'calm')

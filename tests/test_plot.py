@@ -10,6 +10,8 @@ from helpers import learner
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.plot import MOST_POINTS
 
+pytestmark = pytest.mark.matrix
+
 @pytest.mark.parametrize('n_epoch, n_batch', list(itertools.product([1, 3, 10, 300], [1, 4])))
 def test_any_number_of_epochs(n_epoch, n_batch):
     plan = OneCycleSchedule([.01, .1]).plan(n_epoch, n_batch, 2)

@@ -11,6 +11,8 @@ from helpers import At, learner, throw
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.plot import MOST_POINTS
 
+pytestmark = pytest.mark.matrix
+
 def test_there_from_the_first_batch_on():
     seen, learn = [], learner()
     learn.fit_one_cycle(1, .1, cbs=At(0, 0, lambda: seen.append(learn.recorder.hps['lr'].copy())))

@@ -97,6 +97,7 @@ def with_sampler(path, batch_sampler=False, workers=0):
 @pytest.mark.parametrize('batch_sampler', [False, True], ids=['sampler', 'batch sampler'])
 def test_sampler_with_a_memory(tmp_path, batch_sampler, every, at): check(partial(with_sampler, batch_sampler=batch_sampler), tmp_path, every=every, at=at)
 
+@pytest.mark.slow
 def test_sampler_with_a_memory_and_workers(tmp_path): check(partial(with_sampler, workers=2), tmp_path)
 
 class Counting(DataLoader):

@@ -32,6 +32,7 @@ def peak_of(pct_start, n): return min(math.floor(pct_start * n + .5), n - 1)
 LENGTHS = [(n, pct) for n in (1, 2, 3, 4, 5, 10, 33, 100, 1000) for pct in (0., .01, .1, .25, .3, .5, .77, .99)]
 LATER, AT_ONCE = ([(n, pct) for n, pct in LENGTHS if (peak_of(pct, n) > 0) is later] for later in (True, False))
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('n, pct', LATER)
 @pytest.mark.parametrize('anneal', ['cos', 'linear'])
 def test_equals_torch(n, pct, anneal):
