@@ -15,7 +15,7 @@ import weakref
 from contextlib import suppress
 from copy import copy, deepcopy
 from functools import partial
-from operator import is_
+from operator import is_, methodcaller
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from warnings import warn
@@ -400,22 +400,25 @@ def model_state(
                 grads=[_gradient_to_save(p) for p in parameters])
 
 # %% ../../nbs/rooms/resume.state.ipynb #0547b9e8
+def _with_tensors(f, value):
+    "Return a copy of `value` with what `f` returns for each tensor in its dictionaries and lists."
+    if isinstance(value, torch.Tensor): return f(value)
+    if isinstance(value, list): return [_with_tensors(f, item) for item in value]
+    if not isinstance(value, dict): return deepcopy(value)
+    new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
+    for name, item in value.items(): new[name] = _with_tensors(f, item)
+    return new
+
 def in_memory(
-    value, # Tensors, dictionaries, lists and plain values
-    copies:dict|None=None # The copies made so far
+    value # Tensors, dictionaries, lists and plain values
 ): # The same in the CPU's memory
     "Return a copy of a state that training leaves alone."
-    if copies is None: copies = {}
-    if isinstance(value, torch.Tensor):
-        is_dense = value.layout is torch.strided
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if is_dense else id(value)
-        if key not in copies: copies[key] = value.detach().to('cpu', copy=True)
+    copies:dict = {}
+    def copied(t):
+        key = (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.layout is torch.strided else id(t)
+        if key not in copies: copies[key] = t.detach().to('cpu', copy=True)
         return copies[key]
-    if isinstance(value, dict):
-        new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
-        for name, item in value.items(): new[name] = in_memory(item, copies)
-        return new
-    return [in_memory(item, copies) for item in value] if isinstance(value, list) else deepcopy(value)
+    return _with_tensors(copied, value)
 
 # %% ../../nbs/rooms/resume.state.ipynb #456de752
 def _restore_parameter(p, trained, grad):
@@ -424,16 +427,12 @@ def _restore_parameter(p, trained, grad):
     p.grad = None if grad is None else torch.zeros_like(p) if grad is False else grad.to(p.device)
 
 # %% ../../nbs/rooms/resume.state.ipynb #6322b899
-def _to_device(value, device):
-    "Return `value` with all of its tensors on `device`."
-    if isinstance(value, torch.Tensor): return value.to(device)
-    return {k: _to_device(v, device) for k, v in value.items()} if isinstance(value, dict) else value
-
 def _load_optimizer(opt, state):
     "Load the state of an optimizer; torch's move it to the parameters' device themselves."
     if not isinstance(opt, OptimWrapper):
         state['hypers'] = L(state['hypers'])
-        state['state'] = [_to_device(s, p.device) for s, (p, *_) in zip(state['state'], opt.all_params())]
+        pairs = zip(state['state'], opt.all_params())
+        state['state'] = [_with_tensors(methodcaller('to', p.device), s) for s, (p, *_) in pairs]
     opt.load_state_dict(state)
 
 def set_model_state(
