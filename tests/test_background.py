@@ -1,5 +1,8 @@
 """A save inside an epoch goes on in a thread: training does not wait for it, and the file holds the batch it was made at."""
+import os
+import signal
 from functools import partial
+from multiprocessing import get_context
 from threading import Event, current_thread, main_thread
 from time import sleep
 
@@ -54,6 +57,35 @@ def test_holds_the_batch_it_was_saved_at(tmp_path, monkeypatch, name):
     learn = LEARNERS[name](tmp_path)
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
     assert_same(results(learn), expected)
+
+def train_and_die(path, when, out):
+    "Train, and kill this process in its first write in a thread: with half of the file written, before it is renamed, or after."
+    os.dup2(os.open(out, os.O_CREAT | os.O_WRONLY), 1)
+    replace = os.replace
+    def replace_and_die(part, file):
+        if current_thread() is main_thread(): return replace(part, file)
+        if when == 'half': os.truncate(part, os.path.getsize(part) // 2)
+        if when == 'after': replace(part, file)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = replace_and_die
+    learner(path).fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
+
+@pytest.mark.slow
+@pytest.mark.parametrize('when, place, left', [('half', 'epoch 1, batch 0', 1), ('before', 'epoch 1, batch 0', 1), ('after', 'epoch 1, batch 4', 0)])
+def test_killed_inside_it(tmp_path, capsys, when, place, left):
+    process = get_context('fork').Process(target=train_and_die, args=(tmp_path, when, tmp_path / 'out'))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.glob('models/*.part'))) == left
+    calm = learner(tmp_path)
+    calm.fit_one_cycle(N_EPOCH, .05)
+    expected = results(calm)
+    learn = learner(tmp_path)
+    capsys.readouterr()
+    learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
+    assert f'resumes in {place}.' in capsys.readouterr().out
+    assert_same(results(learn), expected)
+    assert not list(tmp_path.glob('models/*.part'))
 
 def test_the_next_save_waits(tmp_path, monkeypatch):
     places, now, write = [], [], run.write_file

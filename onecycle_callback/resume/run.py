@@ -110,13 +110,12 @@ def held(self:ResumableRun):
         return
     from_rank_0(self._lock.acquire)
     try:
-        with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm: yield
+        with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm, self._thread:
+            try: yield
+            finally: self._settle()
     finally:
         self._sigterm = None
-        try: self._settle()
-        finally:
-            self._thread.shutdown()
-            self._lock.release()
+        self._lock.release()
 
 @patch(as_prop=True)
 def _is_terminated(self:ResumableRun):
