@@ -34,9 +34,10 @@ def __call__(self:Recorder, event_name):
 @patch
 def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
-    if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
+    is_first = getattr(self, 'train_iter', 0) == 0
     lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
-    if losses or getattr(self, 'train_iter', 0) == 0: self.batch_lrs, self.batch_losses = lrs, losses
+    if is_first: self.hps, self.plan, self.starts = {}, None, {}
+    if losses or is_first: self.batch_lrs, self.batch_losses = lrs, losses
     self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', lrs)))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
@@ -53,6 +54,12 @@ def _batch_numbers(starts, places, n_batch):
     return epochs[epoch] * n_batch + places - firsts[epoch]
 
 # %% ../nbs/05_recorder.ipynb #723396b8
+def _in_plan(recorder, places):
+    "Return where in the plan the batches at `places` in the record are: their numbers, or the ticks of the clock."
+    plan = recorder.plan
+    if not isinstance(plan, TimedPlan): return _batch_numbers(recorder.starts, places, plan.n_batch)
+    return plan.ticks([recorder.hps['minutes'][i] for i in places.tolist()])
+
 def _places_of_knots(starts, n, plan):
     "Return the places in a record of `n` batches at which the phases of `plan` end, or the next batch if it has none."
     def batch_number(place): return _batch_numbers(starts, place, plan.n_batch)
@@ -72,16 +79,14 @@ def _drawable(recorder, keys):
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
     names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    is_timed = isinstance(plan, TimedPlan)     # then the place in the record doesn't tell that in the plan
+    is_timed = isinstance(plan, TimedPlan)
     knots, smooth = ([], ()) if plan is None or is_timed else (_places_of_knots(starts, n, plan), plan._hyper_names)
     spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
     places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
     hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
-    if is_timed and 'lr' in hypers:
-        hypers['lr'] = plan.at(plan.ticks([hps['minutes'][i] for i in places.tolist()]))[0]
+    batches = places if plan is None else _in_plan(recorder, places)
+    if plan is not None and 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
     if plan is None or is_timed: return dict(hypers=hypers, batches=places, epochs=starts)
-    batches = _batch_numbers(starts, places, plan.n_batch)
-    if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
     epochs = {epoch: epoch * plan.n_batch for epoch in starts}
     return dict(hypers=hypers, batches=batches, epochs=epochs, peak=plan.peak)
 
@@ -121,9 +126,8 @@ def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or 
     columns = {name: values[:n] for name, values in hps.items()}
     lr, mom = columns.pop('lr', self.batch_lrs[:n]), columns.pop('mom', None)
     epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
-    batches, plan = np.arange(n), self.plan
-    if isinstance(plan, TimedPlan): lr = plan.at(plan.ticks(columns['minutes']))[0]     # of all groups
-    elif plan is not None:
-        batches = _batch_numbers(self.starts, batches, plan.n_batch)
-        lr = plan.at(batches)[0]
+    places = np.arange(n)
+    batches = places if self.plan is None else _in_plan(self, places)
+    if self.plan is not None: lr = self.plan.at(batches)[0]     # of all groups
+    if isinstance(self.plan, TimedPlan): batches = places
     return batch_frame(dict(epoch=epochs, batch=batches), lr=lr, mom=mom, train_loss=_losses(self, n), **columns)
