@@ -13,7 +13,6 @@ import sys
 import time
 import tracemalloc
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import matplotlib.pyplot
@@ -25,6 +24,7 @@ from fastai.learner import Recorder
 from fastcore.script import call_parse
 
 from onecycle_callback import OneCycle, OneCycleSchedule
+from runs import versions
 
 RESULTS = Path(__file__).parent / 'results'
 N_EPOCH = 100
@@ -146,16 +146,7 @@ def plot(df, ax=None):
     ax.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, .5))
     return ax
 
-def results(path):
-    "Return the measurements in `path`."
-    return pd.read_csv(path, comment='#')
-
-def _versions():
-    def known(name):
-        try: return f'{name} {version(name)}'
-        except PackageNotFoundError: return f'{name} missing'
-    names = map(known, ('torch', 'fastai', 'numpy', 'matplotlib', 'onecycle_callback', 'pytorch-ignite'))
-    return f'# {" ".join(names)}, python {sys.version.split()[0]}'
+PACKAGES = 'torch', 'fastai', 'numpy', 'matplotlib', 'onecycle_callback', 'pytorch-ignite'
 
 class _Items:
     "Batches of one number."
@@ -191,7 +182,7 @@ def main(
     rounds = {1: 1, 5: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
     df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])
     if not quick:
-        head = f'# python benchmarks/scale.py\n{_versions()}\n'
+        head = f'# python benchmarks/scale.py\n{versions(*PACKAGES)}\n'
         (RESULTS/'scale.csv').write_text(head + df.to_csv(index=False, float_format='%.4g'))
     tables = {'seconds': table(df), 'MB': table(df, 'mb'), 'a million batches / a thousand': ratios(df)}
     for title, shown in tables.items():
