@@ -52,11 +52,15 @@ def fit_over(
         for name in loops: delattr(learn, name)
 
 # %% ../nbs/rooms/internals.ipynb #ced0a38b
+def _bar(learn, name):
+    "Return the progress bar of `learn` over the epochs (`'mbar'`) or the batches (`'pbar'`); `None` if it has none."
+    return getattr(getattr(learn, 'progress', None), name, None)
+
 def start_clock(
     learn # The `Learner`
 ):
     "Prepare the progress bar over the epochs to start with any epoch."
-    bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+    bar = _bar(learn, 'mbar')
     if not bar: return
     bar.update(0)
     bar.main_bar.first_its = learn.n_epoch
@@ -66,7 +70,7 @@ def show_no_total(
     learn # The `Learner`
 ):
     "Let the progress bar over the batches count without a total."
-    bar = getattr(getattr(learn, 'progress', None), 'pbar', None)
+    bar = _bar(learn, 'pbar')
     if bar is not None: bar.total = None
 
 # %% ../nbs/rooms/internals.ipynb #13785e0d
@@ -76,7 +80,7 @@ def show_epoch(
 ):
     "Make `epoch` the last one, of the fit and of the bar over the epochs."
     learn.n_epoch = epoch + 1
-    bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+    bar = _bar(learn, 'mbar')
     if bar: bar.main_bar.total = bar.main_bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
 
 # %% ../nbs/rooms/internals.ipynb #c086abef
