@@ -14,8 +14,8 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from .internals import has_persistent_workers
-from .resume.state import (in_memory, loader_states, model_state, object_states, random_states,
-                                            set_global_random_states, set_model_state)
+from .resume.model import in_memory, model_state, set_model_state
+from .resume.state import loader_states, object_states, random_states, set_global_random_states
 
 # %% ../nbs/rooms/snapshot.ipynb #ac4f1e39
 def _holders(learn, callbacks, objects, loaders):

@@ -11,7 +11,6 @@ __all__ = ['ResumableRun']
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 
 from ..fits import OneFitCallback
-from ..internals import cancelled_by, n_workers
+from ..internals import cancelled_by
 from .file import FILE_FORMAT, date_of, write_file
 from .lock import RunLock
+from .model import in_memory, model_state, set_model_state
+from .place import data_place
 from .processes import from_rank_0, gather, rank, world_size
 from .sigterm import HeldSigterm
-from .state import (in_memory, loader_states, model_state, object_states, random_states, set_global_random_states,
-                                            set_model_state, set_random_states)
-from .graph import Graph, Names, has_state_dict
-from ..stream import StreamCallback
+from .state import loader_states, object_states, random_states, set_random_states
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
 class ResumableRun(OneFitCallback):
@@ -57,9 +55,7 @@ class ResumableRun(OneFitCallback):
         self._objects:Any = None
         self._loaders:Any = None
         self._warned:set[str] = set()
-        self._epoch_start:Any = None     # random states, where the current epoch or pass over a stream began
-        self._stream:StreamCallback|None = None
-        self._told:Any = None     # what the data loader said about its place in the saved state
+        self._data:Any = None     # the place in the training data
         self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
         self._place:tuple|None = None
         self._is_stopping = False
@@ -132,7 +128,9 @@ def _terminate(self:ResumableRun):
 @patch
 def _look_around(self:ResumableRun, callbacks):
     "Look at all that this fit may change, as it is at the beginning."
-    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+    learn = self.learn
+    self._objects, self._loaders = object_states(learn, callbacks), loader_states(learn)
+    self._data = data_place(learn, self._loaders, self.replay)
 
 # %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
 @patch
@@ -143,56 +141,6 @@ def _warn_of_lost(self:ResumableRun):
     if new:
         warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
              f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
-
-# %% ../../nbs/rooms/resume.run.ipynb #b0647905
-@patch
-def _is_in_pass(self:ResumableRun, n_done):
-    "Return whether a pass over the training data is under way; with a stream, it goes on from epoch to epoch."
-    return n_done > 0 or self._stream is not None and self.learn.train_iter > 0
-
-@patch
-def _loader_place(self:ResumableRun):
-    "Return what the data loader says about its place in the epoch; `None` if it says nothing that can be stored."
-    loader = self.learn.dls.train
-    place = loader.state_dict() if has_state_dict(loader) else None
-    try: Graph().digester(Names({}))(place)
-    except Exception: return None
-    return deepcopy(place)
-
-# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
-@patch
-def _note_pass(self:ResumableRun):
-    "Note the random states with which a pass over the training data begins."
-    self._epoch_start = random_states(self._loaders)
-
-@patch
-def _watch_stream(self:ResumableRun):
-    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
-    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
-    self._stream = streams[0] if streams else None
-    if self._stream is not None: self._stream.on_pass = self._note_pass
-
-@patch
-def _how_the_stream_resumes(self:ResumableRun):
-    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
-    if self._stream is None: return ''
-    n_taken = self._saved_here.get('n_taken')
-    if not n_taken or self._saved_here.get('place') is not None: return ''
-    if not self.replay: return ' The batches of dls.train are taken as they come.'
-    return (f' dls.train is run forward over the {n_taken} batches that are trained; if it cannot be '
-            f'repeated, CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
-
-@patch
-def _go_to_place(self:ResumableRun):
-    "Bring the training data to where they were, if this fit resumes."
-    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
-    is_told = self._told is not None and has_state_dict(loader)
-    if place is None or not (self.replay or is_told): return
-    now = random_states(self._loaders)
-    set_random_states(self._loaders, self._epoch_start)
-    if is_told: loader.load_state_dict(self._told)
-    self.learn.dl.go_to(place, run_forward=not is_told)
-    set_random_states(self._loaders, now)
 
 # %% ../../nbs/rooms/resume.run.ipynb #489b366f
 @patch(as_prop=True)
@@ -218,10 +166,8 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
     "Save the training as it is after `n_done` batches of `epoch`."
     self._settle()
     learn = self.learn
-    n_taken = None if self._stream is None else self._stream.state_dict().get('n_taken')
-    in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
-    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(),
-                            n_taken=n_taken, **dict(random_epoch=None, place=None) | in_pass))
+    place = self._data.state(n_done)
+    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(), **place))
     self._warn_of_lost()
     if processes is None: return     # rank 0 writes
     model = in_memory(model_state(learn)) if in_background else model_state(learn)
@@ -236,10 +182,9 @@ def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False
 def before_fit(self:ResumableRun):
     "Write the first file, or resume between two epochs."
     self._look_around([cb for cb in self.learn.cbs if cb is not self])
-    self._watch_stream()
     if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
     self._show_saved_rows()
-    if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
+    if self._data.loses_workers(self._saved_here):
         warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader '
              'that tells its own place: random draws there, such as those of an augmentation, will differ in this '
              'epoch')
@@ -313,7 +258,7 @@ def _saved_here(self:ResumableRun):
 
 # %% ../../nbs/rooms/resume.run.ipynb #cb59f157
 @patch
-def _restore_place(self:ResumableRun):
+def _restore_position(self:ResumableRun):
     "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
@@ -326,8 +271,8 @@ def _restore(self:ResumableRun):
     problems, unused = self._objects.restore(self._saved_here['carried'])
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved)
-    self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
-    problems += self._restore_place()
+    self._data.restore(self._saved_here)
+    problems += self._restore_position()
     if problems:
         warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
              'the cycle resumes with what is there now')
@@ -336,8 +281,8 @@ def _restore(self:ResumableRun):
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
-    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.'
-              f'{self._how_the_stream_resumes()}')
+    way = self._data.way(self._saved_here, self.file.stem)
+    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}. {way}'.rstrip())
     self._rows = self.saved['rows']
     for row in self._rows: self.learn.logger(row)
     self._cut_logs()
@@ -345,10 +290,10 @@ def _show_saved_rows(self:ResumableRun):
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
 def before_train(self:ResumableRun):
-    "Resume inside an epoch, or note the random states with which this one begins."
+    "Resume inside an epoch, or begin one."
+    n_done = 0 if self.saved is None else self.saved['done']
     if self.saved is not None: self._restore()
-    elif self._stream is None: self._note_pass()
-    if self._stream is not None: self._go_to_place()
+    self._data.enter_epoch(n_done)
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -356,33 +301,10 @@ def all_batches(self:ResumableRun):
     "Run the `Learner`'s loop over the batches; in a resumed epoch, over those that are left."
     learn = self.learn
     if self.saved is None or not learn.training: return type(learn).all_batches(learn)
-    n_done, states = self.saved['done'], self._saved_here
+    n_done, now = self.saved['done'], self._saved_here['random']
     self.saved = None
     learn.n_iter = len(learn.dl)
-    batches = self._batches_left(n_done, states)
-    for i, batch in enumerate(batches, n_done): learn.one_batch(i, batch)
-
-@patch
-def _batches_left(self:ResumableRun, n_done, states):
-    "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
-    if self._stream is not None:     # which is at its place
-        self.learn.dl.n_done = n_done
-        return self.learn.dl
-    loader, place = self.learn.dl, states.get('place')
-    is_told = place is not None and has_state_dict(loader)
-    set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
-    if not is_told:
-        batches = iter(loader)
-        for _ in range(n_done): next(batches, None)
-        set_random_states(self._loaders, states['random'])
-        return batches
-    generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
-    drawn = generator and generator.get_state()
-    loader.load_state_dict(place)
-    batches = iter(loader)
-    if generator: generator.set_state(drawn)
-    set_global_random_states(states['random'])
-    return batches
+    for i, batch in enumerate(self._data.batches_left(n_done, now), n_done): learn.one_batch(i, batch)
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch
@@ -392,7 +314,7 @@ def finish(self:ResumableRun):
     recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
     self._look_around(recorders)
     set_model_state(learn, self.saved)
-    self._restore_place()
+    self._restore_position()
     self._objects.restore(self._saved_here['carried'])
     for recorder in recorders:
         recorder.plan = self.plan
