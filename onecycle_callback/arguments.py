@@ -75,11 +75,12 @@ def check_number(
 def check_whole(
     name:str, # Name of the argument, for the message
     value, # What the user gave
-    bounds:Bounds=COUNT # The numbers allowed
+    bounds:Bounds=COUNT, # The numbers allowed
+    hint:str='' # What to add to the description of `bounds`
 ) -> int: # The same number as a Python int
     "Return `value` as an int; raises `TypeError` if it isn't a whole number, `ValueError` if it isn't within `bounds`."
     allowed = bounds.describe('a whole number')
-    if not allowed.startswith('a '): allowed = f'a whole number {allowed}'
+    allowed = (allowed if allowed.startswith('a ') else f'a whole number {allowed}') + hint
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'{name} must be {allowed}, got {value!r}')
     if value not in bounds: raise ValueError(f'{name} must be {allowed}, got {value}')

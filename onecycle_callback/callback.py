@@ -59,18 +59,18 @@ def plan_for(
     schedule:OneCycleSchedule, # What to follow
     learn, # The `Learner`, left unchanged
     n_epoch:int, # Number of epochs in the cycle
-    reset_opt:bool=False, # Whether the fit will replace the optimizer
+    opt:tuple|None=None, # What `prospective_opt` returns; default for a fit that keeps the optimizer
     n_batch:int|None=None # Batches per epoch; default the length of the training `DataLoader`
 ) -> OneCyclePlan: # The values of its batches
     """Return the plan of `schedule` for `learn`, without momentum if the optimizer has none.
 
     Raises `TypeError` if the training `DataLoader` has no length and `n_batch` isn't given, and `ValueError` if it is
     empty, if `max_lr` doesn't fit the parameter groups, or if `moms` were given and the optimizer has no momentum."""
-    opt, lr = prospective_opt(learn, reset_opt)
+    to_train, lr = opt or prospective_opt(learn)
     max_lr = lr if schedule.max_lr is None else schedule.max_lr
-    moms = _moms_for(schedule, learn, OptAdapter(opt))
+    moms = _moms_for(schedule, learn, OptAdapter(to_train))
     n_batch = _known_batches(learn, n_batch)
-    return replace(schedule, max_lr=max_lr, moms=moms).plan(n_epoch, n_batch, len(opt.param_lists))
+    return replace(schedule, max_lr=max_lr, moms=moms).plan(n_epoch, n_batch, len(to_train.param_lists))
 
 def _known_batches(learn, n_batch):
     "Return `n_batch`, by default `batches_per_epoch`; raises an error that says what is wrong with the data loaders."
@@ -246,10 +246,10 @@ def before_train(self:OneCycle):
 def make_plan(self:OneCycle,
     learn, # The `Learner`, left unchanged
     n_epoch:int, # Number of epochs
-    reset_opt:bool=False # Whether the fit will replace the optimizer
+    opt:tuple|None=None # What `prospective_opt` returns; default for a fit that keeps the optimizer
 ) -> OneCyclePlan: # The values of its batches
     "Return the plan for a fit of `learn`."
-    return plan_for(self.schedule, learn, n_epoch, reset_opt, self.n_batch)
+    return plan_for(self.schedule, learn, n_epoch, opt, self.n_batch)
 
 @patch
 def first_batch(self:OneCycle):

@@ -170,10 +170,10 @@ class TimedCycle(OneCycle):
     def make_plan(self,
         learn, # The `Learner`, left unchanged
         n_epoch:int|None=None, # Has no effect
-        reset_opt:bool=False # Whether the fit will replace the optimizer
+        opt:tuple|None=None # What `prospective_opt` returns; default for a fit that keeps the optimizer
     ) -> TimedPlan: # The values at each tick of the clock
         "Return the plan for a fit of `learn`."
-        plan = super().make_plan(learn, 1, reset_opt)
+        plan = super().make_plan(learn, 1, opt)
         return TimedPlan(plan.schedule, 1, plan.n_batch, plan.n_groups, self.minutes)
 
     def first_batch(self) -> int:

@@ -29,6 +29,10 @@ from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoin
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
+def _check_cycle_len(cycle_len):
+    "Return the number of epochs as an int; raises if it isn't one."
+    return check_whole('cycle_len', cycle_len, hint=' unless minutes are given' if cycle_len is None else '')
+
 @patch
 @accept_fastai_names
 @takes_cycle
@@ -42,7 +46,7 @@ def preview_one_cycle(self:Learner,
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
     if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self)
-    return OneCycle(**arguments).make_plan(self, check_whole('cycle_len', cycle_len))
+    return OneCycle(**arguments).make_plan(self, _check_cycle_len(cycle_len))
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
@@ -92,7 +96,7 @@ def _check_epochs(
     stop_epoch:int|None # The epoch to stop before
 ) -> range: # The epochs to train
     "Return the epochs to train; raises if they aren't a part of the cycle."
-    check_whole('cycle_len', cycle_len)
+    _check_cycle_len(cycle_len)
     check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len - 1))
     if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=start_epoch + 1, le=cycle_len))
     return range(cycle_len)[start_epoch:stop_epoch]
@@ -115,8 +119,8 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    plan = cycle.make_plan(learn, cycle_len, reset_opt)
-    opt = prospective_opt(learn, reset_opt)[0]
+    opt, lr = prospective_opt(learn, reset_opt)
+    plan = cycle.make_plan(learn, cycle_len, (opt, lr))
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, epochs, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)

@@ -61,7 +61,8 @@ SCHEDULE = [
     case('lr', 'max_lr', lr=.1),
     case('momss', 'moms', momss=.1)]
 
-LENGTH = [*each('cycle_len', 'at least 1', 0, -1, 2.5, True, '10', None, nan),
+LENGTH = [*each('cycle_len', 'at least 1,', 0, -1, 2.5, True, '10', nan),
+          *each('cycle_len', 'at least 1 unless minutes are given', None),
           case('cycle_len', 'twice', n_epoch=3, cycle_len=4),
           case('cycle_len', 'twice', got='4', n_epoch=3, cyc_len=4)]
 
