@@ -9,14 +9,19 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
 
+FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py', 'test_benchmarks.py',
+         'test_optimizer.py', 'test_runs.py', 'test_resume_state.py', 'test_stream.py')     # take longest, the longest first
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    "Make slow all but the first case of each test that is marked as a matrix."
+    "Make slow all but the first case of each test that is marked as a matrix; start with the files that take longest."
     seen = set()
     for item in items:
         test = item.nodeid.partition('[')[0]
         if item.get_closest_marker('matrix') and test in seen: item.add_marker('slow')
         seen.add(test)
+    order = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))     # which leaves the tests of a file in order
 
 @pytest.fixture(autouse=True)
 def close_figures():

@@ -96,8 +96,8 @@ def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
     page.find(id='learner.fine_tune').decompose()
     next(c for c in page.find(id='learner.fit_one_cycle').find_next('section').select('td code') if c.text == 'pct_start').string = 'pct'
     api = public_api()
-    new = [m for m in missing_from(cut, api) if m not in missing_from(pages, api)]
-    assert new == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
+    before = missing_from(pages, api)
+    assert [m for m in missing_from(cut, api) if m not in before] == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
 
 # Links and pictures
 
