@@ -4,6 +4,8 @@ This package is not imported here, so that fastai alone can train the same Learn
 import random
 import shutil
 import subprocess
+import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,15 @@ def copy_tree(to):
         else: shutil.copy(ROOT / name, to / name)
     subprocess.run(['git', 'init', '-q'], cwd=to, check=True)
     return to
+
+def fork(target, *args, out):
+    "Start a process that runs `target`, with its output in the file `out`. It needn't import what this one has imported."
+    def run():
+        sys.stdout = sys.stderr = open(out, 'a', buffering=1)
+        target(*args)
+    process = get_context('fork').Process(target=run)
+    process.start()
+    return process
 
 def dataset(n):
     x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)

@@ -16,6 +16,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
 
+from helpers import fork
 from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
@@ -129,47 +130,51 @@ def test_the_same_learner_before_the_second_save(uninterrupted, tmp_path):
 
 # SIGTERM, in processes that are really sent one
 
-SCRIPT = f'''
-import os, signal, sys, threading
-sys.path.insert(0, {str(TESTS)!r})
-import torch
-from pathlib import Path
-from fastai.basics import Callback
-from interrupted import learner, results
-from onecycle_callback import CycleCheckpoint
-path, at, where = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 class Term(Callback):
+    "Send SIGTERM to this process after batch `at`, or in the middle of the validation that follows."
+    def __init__(self, at, where): self.at, self.where = at, where
     def _term(self): os.kill(os.getpid(), signal.SIGTERM)
     def after_batch(self):
-        if self.training and self.train_iter == at and where != 'validation': self._term()
+        if self.training and self.train_iter == self.at and self.where != 'validation': self._term()
     def after_pred(self):
-        if not self.training and self.train_iter == at and self.iter == 0 and where == 'validation': self._term()
-if where == 'handler': signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-learn = learner(path, workers=2 * (where == 'workers'))
-def fit(): learn.fit_one_cycle(4, .05, cbs=Term(), checkpoint=CycleCheckpoint('run1', every=100))
-if where == 'thread':
-    thread = threading.Thread(target=fit)
+        if not self.training and self.train_iter == self.at and self.iter == 0 and self.where == 'validation': self._term()
+
+def with_workers(where): return partial(learner, workers=2 * (where == 'workers'))
+
+def train_and_term(path, at, where):
+    if where == 'handler': signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    train = partial(fit, path, 100, Term(at, where), with_workers(where))
+    if where != 'thread': return train()
+    thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-else: fit()
-torch.save(results(learn), path / 'results')
-'''
 
-def run_script(path, at, where='batch'):
-    return subprocess.run([sys.executable, '-c', SCRIPT, path, str(at), where], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+SCRIPT = f"""import sys
+sys.path.insert(0, {str(TESTS)!r})
+from test_runs import Path, train_and_term
+train_and_term(Path(sys.argv[1]), int(sys.argv[2]), 'batch')"""
+
+def exit_code(path, at, where):
+    "Run `train_and_term` in a process of its own, a script in one case; return its exit code, and what it printed."
+    if where == 'script':
+        run = subprocess.run([sys.executable, '-c', SCRIPT, path, str(at)], capture_output=True, text=True)
+        return run.returncode, run.stdout + run.stderr
+    process = fork(train_and_term, path, at, where, out=path / 'out')
+    process.join(300)
+    return process.exitcode, (path / 'out').read_text()
 
 @pytest.mark.slow
 @pytest.mark.parametrize('where, at, status, place', [
-    ('batch', 14, -signal.SIGTERM, (1, 2)), ('workers', 14, -signal.SIGTERM, (1, 2)), ('validation', 24, -signal.SIGTERM, (2, 0)),
+    ('script', 14, -signal.SIGTERM, (1, 2)), ('workers', 14, -signal.SIGTERM, (1, 2)), ('validation', 24, -signal.SIGTERM, (2, 0)),
     ('handler', 14, 7, (1, 2)), ('thread', 14, -signal.SIGTERM, None)])
 def test_sigterm_waits_for_the_file(uninterrupted, tmp_path, where, at, status, place):
-    first = run_script(tmp_path, at, where)
-    assert first.returncode == status, first.stderr
-    if place: assert 'got SIGTERM. The same call resumes it in epoch {}, batch {}'.format(*place) in first.stdout
+    code, printed = exit_code(tmp_path, at, where)
+    assert code == status, printed
+    if place: assert 'got SIGTERM. The same call resumes it in epoch {}, batch {}'.format(*place) in printed
     found = saved(tmp_path)
     assert found['status'] == 'running' and place in (None, (found['epoch'], found['done']))
-    assert run_script(tmp_path, 0, 'workers' if where == 'workers' else 'batch').returncode == 0
-    if where != 'workers': assert_same(torch.load(tmp_path / 'results', weights_only=False), uninterrupted)
+    resumed = results(fit(tmp_path, 100, make=with_workers(where)))
+    if where != 'workers': assert_same(resumed, uninterrupted)
 
 def test_the_handler_of_before_is_back(tmp_path):
     seen, before = [], signal.getsignal(signal.SIGTERM)
@@ -181,25 +186,21 @@ def test_the_handler_of_before_is_back(tmp_path):
 
 # One run at a time
 
-HOLD = f'''
-import sys, time
-sys.path.insert(0, {str(TESTS)!r})
-from pathlib import Path
-from fastai.basics import Callback
-from interrupted import learner
-class Wait(Callback):
+class Hold(Callback):
+    "Say that batch 14 is reached, and wait there."
+    def __init__(self, said): self.said = said
     def after_batch(self):
         if self.training and self.train_iter == 14:
-            print('held', flush=True)
+            self.said.touch()
             time.sleep(600)
-learner(Path(sys.argv[1]), workers=int(sys.argv[2])).fit_one_cycle(4, .05, cbs=Wait(), checkpoint='run1')
-'''
 
 def start_holding(path, workers=0):
     "Start a process that trains the run for ten minutes, unless it is killed."
-    process = subprocess.Popen([sys.executable, '-c', HOLD, path, str(workers)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=os.environ | dict(OMP_NUM_THREADS='1'))
-    while 'held' not in process.stdout.readline(): assert process.poll() is None
+    said = path / 'held'
+    process = fork(fit, path, None, Hold(said), partial(learner, workers=workers), out=path / 'out')
+    while not said.exists():
+        assert process.is_alive(), (path / 'out').read_text()
+        time.sleep(.01)
     return process
 
 @pytest.mark.slow
@@ -216,7 +217,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(uninterrupted, tm
         learner(tmp_path).fit_one_cycle(1, .1, checkpoint='run2')
     finally:
         process.kill()
-        process.wait()
+        process.join()
     fit(tmp_path) if workers else assert_same(results(fit(tmp_path)), uninterrupted)
     assert sorted(os.listdir(tmp_path / 'models')) == ['run1.cycle', 'run2.cycle']
 
