@@ -175,11 +175,13 @@ def timed_killed(folder): return timed_cycle(folder, cbs=Kill(47), checkpoint=Cy
 def timed_resumed(folder): return timed_cycle(folder, checkpoint=CycleCheckpoint('run3', every=5))
 
 def in_use(folder):
-    "Return the error of each process."
-    try: long_cycle(folder, **KEEP)
+    "Train the run in the folder `in_use`; return the error of each process."
+    try: long_cycle(folder / 'in_use', **KEEP)
     except BlockingIOError as e: return str(e)
 
 if __name__ == '__main__':
     torch.manual_seed(rank_distrib())
     folder = Path(sys.argv[-1])
-    for job in sys.argv[1:-1]: torch.save(globals()[job](folder), folder / f'{job}-{rank_distrib()}.pt')
+    for job in sys.argv[1:-1]:
+        if rank_distrib() == 0: print(f'job {job}', flush=True)
+        torch.save(globals()[job](folder), folder / f'{job}-{rank_distrib()}.pt')

@@ -1,8 +1,11 @@
 """Several processes: real ones, connected by gloo on the loopback, and the number of batches that each of them sees."""
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from socket import socket
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from fastai.callback.data import PartialDL, WeightedDL
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
-from helpers import dataset
+import distributed_worker
+from helpers import dataset, fork
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
 from onecycle_callback.resume.lock import RunLock
@@ -24,17 +28,50 @@ def start(*args, **kwargs):
     "Start two processes that run `args` of `torchrun`, without waiting for them."
     return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
-def run_jobs(folder, *jobs):
-    "Run `jobs` of distributed_worker.py; return the results of each of the two processes."
-    process = start(TESTS / 'distributed_worker.py', *jobs, folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    return [[torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in jobs]
+def until_killed(folder, job):
+    "Run a job of distributed_worker.py in two processes until one of them is killed; return what they printed."
+    out, err = start(TESTS / 'distributed_worker.py', job, folder).communicate(timeout=300)
+    assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
+    return out
+
+def until_all_killed(folder, job):
+    "Run a job in two forked processes, without `torchrun`, until each got SIGKILL; return what rank 0 printed."
+    with socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    def run(rank):
+        os.environ.update(ENV | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)))
+        torch.manual_seed(rank)
+        getattr(distributed_worker, job)(folder)
+    processes = [fork(run, rank, out=folder / f'{job}-{rank}.out') for rank in range(2)]
+    for process in processes: process.join(300)
+    out, err = ((folder / f'{job}-{rank}.out').read_text() for rank in range(2))
+    codes = {process.exitcode for process in processes}
+    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err     # 1 if it first misses the other one
+    return out
+
+JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed', 'stream_resumed', 'timed_resumed', 'in_use',
+        'resumed', 'complete')
 
 @pytest.fixture(scope='module')
-def jobs(tmp_path_factory):
-    names = 'cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed'
-    return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
+def runs(tmp_path_factory):
+    "Kill three cycles, one of them twice; then run all other jobs, one after the other, and return what each printed, and the results of each of its processes."
+    folder = tmp_path_factory.mktemp('jobs')
+    printed = {job: kill(folder, job) for kill, job in [(until_killed, 'one_killed'), *[(until_all_killed, job) for job in ('all_killed', 'stream_killed', 'timed_killed')]]}
+    lock = RunLock(folder / 'in_use/models/run1.cycle')
+    lock.acquire()
+    try:
+        process = start(TESTS / 'distributed_worker.py', *JOBS, folder)
+        out, err = process.communicate(timeout=300)
+    finally: lock.release()
+    assert process.returncode == 0, out + err
+    return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in JOBS}
+
+@pytest.fixture(scope='module')
+def jobs(runs): return runs[1]
+
+@pytest.fixture(scope='module')
+def printed(runs): return runs[0]
 
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
 
@@ -91,11 +128,8 @@ def test_a_validation_stream_is_refused_everywhere(jobs):
     for message, untouched in jobs['refused_stream']: assert 'dls.valid must have a length where several processes train' in message and untouched
 
 @pytest.mark.slow
-def test_streams_resume_in_each_process(jobs, tmp_path):
-    out, err = start(TESTS / 'distributed_worker.py', 'stream_killed', tmp_path).communicate(timeout=300)
-    assert 'Signal 9' in err, out + err
-    [resumed] = run_jobs(tmp_path, 'stream_resumed')
-    assert resumed == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
+def test_streams_resume_in_each_process(jobs):
+    assert jobs['stream_resumed'] == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
 
 def assert_timed(runs, seconds):
     "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
@@ -115,47 +149,27 @@ def test_the_clock_is_not_read_at_every_batch(jobs):
     assert second['reads'] == [] and 120 / 16 < len(first['reads']) < len(first['lrs']) / 4
 
 @pytest.mark.slow
-def test_processes_resume_with_the_time_that_is_left(tmp_path):
-    out, err = start(TESTS / 'distributed_worker.py', 'timed_killed', tmp_path).communicate(timeout=300)
-    assert 'Signal 9' in err, out + err
-    [runs] = run_jobs(tmp_path, 'timed_resumed')
-    assert runs[0]['reads'][0] == 45     # the batches of before
-    assert_timed(runs, 1.2 - .45 - 3 * .03)
-
-@pytest.fixture(scope='module')
-def killed(tmp_path_factory):
-    "Kill one process in mid-cycle, then both, then let the cycle end; return what each start printed, and the last results."
-    folder, printed = tmp_path_factory.mktemp('killed'), []
-    for job in 'one_killed', 'all_killed':
-        out, err = start(TESTS / 'distributed_worker.py', job, folder).communicate(timeout=300)
-        assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
-        printed.append(out)
-    process = start(TESTS / 'distributed_worker.py', 'resumed', 'complete', folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    return [*printed, out], {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in ('resumed', 'complete')}
+def test_processes_resume_with_the_time_that_is_left(jobs):
+    assert jobs['timed_resumed'][0]['reads'][0] == 45     # the batches of before
+    assert_timed(jobs['timed_resumed'], 1.2 - .45 - 3 * .03)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('job', ['resumed', 'complete'])
-def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
+def test_a_killed_cycle_ends_with_the_same_bits(jobs, job):
     "Each process has its own losses and random numbers."
-    assert killed[1][job] == jobs['uninterrupted']
+    assert jobs[job] == jobs['uninterrupted']
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
 
 @pytest.mark.slow
-def test_a_run_in_use_is_refused_everywhere(tmp_path):
+def test_a_run_in_use_is_refused_everywhere(jobs):
     "Rank 0 finds the lock taken, here by this process."
-    lock = RunLock(tmp_path / 'models/run1.cycle')
-    lock.acquire()
-    try: messages, = run_jobs(tmp_path, 'in_use')
-    finally: lock.release()
-    for message in messages: assert f'is in use: process {os.getpid()} on ' in message
+    for message in jobs['in_use']: assert f'is in use: process {os.getpid()} on ' in message
 
 @pytest.mark.slow
-def test_bar_and_table_of_a_killed_cycle(killed):
+def test_bar_and_table_of_a_killed_cycle(printed):
     "Only rank 0 shows them: 15 batches were saved, then 30."
-    first, second, last = killed[0]
+    first, second, last = printed['one_killed'], printed['all_killed'], printed['resumed'] + printed['complete']
     assert epochs_shown(first) == ['1/4', '2/4'] and rows(first) == [0]
     assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0, 1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
     assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2, 3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
@@ -196,21 +210,21 @@ import onecycle_callback.distributed
 print(DistributedDL._broadcast is own)"""
 
 @pytest.fixture(scope='module')
-def printed():
+def in_an_interpreter():
     "Return what a new interpreter prints: without accelerate, with fastai's own broadcast and no GPU, and where there is one."
     return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
 
 @pytest.mark.slow
-def test_accelerate_is_asked_for_by_name(printed):
-    assert printed[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
+def test_accelerate_is_asked_for_by_name(in_an_interpreter):
+    assert in_an_interpreter[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
 
 @pytest.mark.slow
-def test_fastai_still_needs_a_gpu(printed):
+def test_fastai_still_needs_a_gpu(in_an_interpreter):
     "When it doesn't, distributed.py can go. torch without CUDA says CUDA; with CUDA and no driver it says NVIDIA."
-    assert 'CUDA' in printed[1] or 'NVIDIA' in printed[1]
+    assert 'CUDA' in in_an_interpreter[1] or 'NVIDIA' in in_an_interpreter[1]
 
 @pytest.mark.slow
-def test_work_around_leaves_a_gpu_alone(printed): assert printed[2:] == ['True']
+def test_work_around_leaves_a_gpu_alone(in_an_interpreter): assert in_an_interpreter[2:] == ['True']
 
 @pytest.fixture(scope='module')
 def group():
