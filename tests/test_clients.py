@@ -150,7 +150,7 @@ matplotlib.use('Agg')
 import torch
 from fastai.basics import DataLoaders, Learner, nn
 ds = [(torch.ones(3), torch.ones(1))] * 96
-learn = Learner(DataLoaders.from_dsets(ds, ds, bs=8, device='cpu'), nn.Linear(3, 1), loss_func=nn.MSELoss())
+learn = Learner(DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0, device='cpu'), nn.Linear(3, 1), loss_func=nn.MSELoss())
 rec = learn.recorder
 for n in (2, 3):
     learn.fit_one_cycle(n, .1)

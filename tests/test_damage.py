@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import warnings
+from functools import cache
 from io import BytesIO
 from random import Random
 
@@ -122,6 +123,7 @@ class Unstorable(Callback):
         self.n += 1
         setattr(self, self.name_, self.value())
 
+@cache
 def deep():
     values = []
     for _ in range(100_000): values = [values]
