@@ -1,12 +1,16 @@
 """Small Learners with all their default callbacks, one for each of fastai's applications too, and ways to inspect them.
 
 This package is not imported here, so that fastai alone can train the same Learners."""
+import os
 import random
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from multiprocessing import get_context
 from pathlib import Path
+from socket import socket
 
 import numpy as np
 import torch
@@ -35,6 +39,33 @@ def fork(target, *args, out):
     process = get_context('fork').Process(target=run)
     process.start()
     return process
+
+def fork_ranks(target, *args, outs):
+    "Start a process for each of the files `outs`, as `fork` does; they find each other as those of `torchrun` do."
+    with socket() as s:
+        s.bind(('127.0.0.1', 0))
+        where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]), WORLD_SIZE=str(len(outs)))
+    def run(rank):
+        rank = str(rank)
+        os.environ |= where | dict(RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
+        target(*args)
+    return [fork(run, rank, out=out) for rank, out in enumerate(outs)]
+
+def run_as_main(script, args, cwd):
+    os.chdir(cwd)
+    sys.argv, sys.path[:] = [str(script), *args], [str(Path(script).resolve().parent), *sys.path]
+    runpy.run_path(str(script), run_name='__main__')
+
+def fork_script(script, *args, cwd='.', n_proc=1):
+    "Do what `subprocess.run` does with a script of Python, by `fork`; with several processes, return what the first printed."
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [Path(folder) / str(i) for i in range(n_proc)]
+        what = run_as_main, script, args, cwd
+        processes = [fork(*what, out=outs[0])] if n_proc == 1 else fork_ranks(*what, outs=outs)
+        for process in processes: process.join()
+        code = next((process.exitcode for process in processes if process.exitcode), 0)
+        printed = outs[0].read_text()
+        return subprocess.CompletedProcess(script, code, printed, printed)
 
 def dataset(n):
     x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)

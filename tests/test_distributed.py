@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from socket import socket
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
 import distributed_worker
-from helpers import dataset, fork
+from helpers import dataset, fork_ranks
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
 from onecycle_callback.resume.lock import RunLock
@@ -36,16 +35,10 @@ def until_killed(folder, job):
 
 def until_all_killed(folder, job):
     "Run a job in two forked processes, without `torchrun`, until each got SIGKILL; return what rank 0 printed."
-    with socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    def run(rank):
-        os.environ.update(ENV | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)))
-        torch.manual_seed(rank)
-        getattr(distributed_worker, job)(folder)
-    processes = [fork(run, rank, out=folder / f'{job}-{rank}.out') for rank in range(2)]
+    outs = [folder / f'{job}-{rank}.out' for rank in range(2)]
+    processes = fork_ranks(getattr(distributed_worker, job), folder, outs=outs)
     for process in processes: process.join(300)
-    out, err = ((folder / f'{job}-{rank}.out').read_text() for rank in range(2))
+    out, err = (out.read_text() for out in outs)
     codes = {process.exitcode for process in processes}
     assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err     # 1 if it first misses the other one
     return out

@@ -1,17 +1,13 @@
 """Whole stories, as users live them: in a Jupyter kernel, in a script that is killed, and line by line of README and the pages."""
 import asyncio
-import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -21,7 +17,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from helpers import ROOT, fork
+from helpers import ROOT, fork_script
 from interrupted import bars, epochs_shown, learner, rows
 from onecycle_callback import clock
 
@@ -211,27 +207,16 @@ def test_readme(tmp_path, capsys, monkeypatch):
 def hides_bar(page): return re.search(r'no_bar|no_logging|learn\.progress', page.read_text())
 PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb')) if hides_bar(page)]
 
-def run_as_main(script, args, cwd):
-    os.chdir(cwd)
-    sys.argv = [script, *args]
-    runpy.run_path(script, run_name='__main__')
-
-def run_forked(run, command, cwd='.', **kwargs):
-    "Do what `subprocess.run` does, but fork to run a script of Python. Importing fastai took most of its time; test_notebooks.py starts it as users do."
-    script = next((i for i, part in enumerate(command) if str(part).endswith('.py')), None)
-    if script is None or 'torch.distributed.run' in command: return run(command, cwd=cwd, **kwargs)
-    out = Path(tempfile.mkstemp()[1])
-    process = fork(run_as_main, command[script], command[script + 1:], cwd, out=out)
-    process.join()
-    printed = out.read_text()
-    out.unlink()
-    return subprocess.CompletedProcess(command, process.exitcode, printed, printed)
+def run_forked(command, cwd='.', **kwargs):
+    "Run the script in `command` without starting an interpreter. Importing fastai took most of the time; test_notebooks.py starts the scripts as users do."
+    i = next(i for i, part in enumerate(command) if str(part).endswith('.py'))
+    return fork_script(command[i], *command[i + 1:], cwd=cwd, n_proc=2 if '--nproc_per_node=2' in command else 1)
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
     "Pages whose code removes the bar, for the sake of their outputs, also run with it."
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, 'run', partial(run_forked, subprocess.run))
+    monkeypatch.setattr(subprocess, 'run', run_forked)
     threads, names = torch.get_num_threads(), dict(__name__='page')
     try:
         with plt.rc_context():
