@@ -68,6 +68,11 @@ def with_halves(html):
         return ''.join(f'<img class="half" src="data:image/png;base64,{png}" alt="{a}"/>' for png, a in zip(pictures, alts(alt[1])))
     return re.sub(r'<img\b[^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', cut, html)
 
+def one_header(html):
+    "Return HTML whose data frames name their index and their columns in one row; pandas takes two."
+    return re.sub(r'(<tr[^>]*>\s*)<th></th>((?:\s*<th>[^<]+</th>)+\s*</tr>)\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)+\s*</tr>',
+                  r'\1<th>\3</th>\2', html)
+
 def code_cell(cell, rewrite):
     "Convert options to MyST-NB's tags and settings; replace a stored widget, which needs a kernel, with its plain form."
     opts, source = options(cell.source)
@@ -83,7 +88,7 @@ def code_cell(cell, rewrite):
         data = o.get('data', {})
         data.pop('application/vnd.jupyter.widget-view+json', None)
         if 'text/markdown' in data: data['text/markdown'] = rewrite(data['text/markdown'])
-        if 'text/html' in data: data['text/html'] = with_halves(data['text/html'])
+        if 'text/html' in data: data['text/html'] = re.sub(r'(<th>\w+_)(?=\w)', r'\1<wbr>', one_header(with_halves(data['text/html'])))
     return nbformat.v4.new_code_cell(source, outputs=outputs, metadata=metadata)
 
 def code_cells(cell, rewrite):
@@ -95,7 +100,7 @@ def code_cells(cell, rewrite):
         pictures = halves(output.data['image/png']) if 'image/png' in output.get('data', {}) else []
         if len(pictures) < 2: shown.append(output); continue
         if 'figure' in whole.metadata.mystnb: raise ValueError('a picture with two halves must have no fig-cap, got\n' + cell.source)
-        parts += [nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output('display_data', {'image/png': png})],
+        parts += [nbformat.v4.new_code_cell('# a half of it', outputs=[nbformat.v4.new_output('display_data', {'image/png': png})],
                                             metadata=dict(tags=['remove-input', 'half'], mystnb=dict(image=dict(alt=alt))))
                   for png, alt in zip(pictures, alts(image.get('alt', '')))]
     whole.outputs = shown
@@ -161,12 +166,12 @@ def members(cls):
 def signature(name, obj, shown):
     "Write the signature of `obj`, without the comments, which the table shows."
     text = re.sub(r' # .*$', '', str(shown.dm), flags=re.M).replace(':NoneType', '')
-    text = re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Z])', '', text)
+    text = re.sub(r'(?<=\S)\|(?=\S)', ' | ', re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Z])', '', text))
     inside, returns = re.fullmatch(r'\w+ \w+\((.*)\)(?:->(.*))?:', ' '.join(text.split())).groups()
     returns = '' if returns in (None, 'None') else returns
     if isinstance(obj, property): return f'{name}: {returns}' if returns else name
-    lines = wrap(inside.strip().rstrip(','), 76, break_long_words=False)
-    call = f'{name}({lines[0] if lines else ""})' if len(lines) < 2 else '\n    '.join([f'{name}(', *lines]) + ')'
+    call = f'{name}({inside.strip().rstrip(",")})'
+    if len(call) > 80: call = '\n    '.join([f'{name}(', *re.split(r'(?<=,) (?![^[(]*[])])', inside.strip())]).rstrip(',') + '\n)'
     return call + (f' -> {returns}' if returns else '')
 
 def parameter_table(obj):
