@@ -115,7 +115,7 @@ def plot_lrs(dfs):
             ax.errorbar(of.max_lr, of.accuracy, of.sd, label=schedule, lw=2.5 if ours else 1.2, color='black' if schedule == 'constant' else None, capsize=2, zorder=3 if ours else 2)
         ax.set(xscale='log', xlabel='maximum learning rate', title=f'{TASKS[name].title}\n{df.epochs.min()} epochs', ylim=(max(0, s.accuracy.max() - .25), min(1, s.accuracy.max() + .01)))
         ax.grid(alpha=.3)
-    for ax in axes[-1]: ax.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, -.2))
+    for ax in axes[-1]: ax.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, -.24))
     return fig
 
 def plot_epochs(dfs):

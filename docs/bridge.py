@@ -29,15 +29,15 @@ def options(source):
     n = next((i for i, line in enumerate(lines) if not line.startswith('#|')), len(lines))
     return yaml.safe_load('\n'.join(line[2:].strip() for line in lines[:n])) or {}, '\n'.join(lines[n:]).strip('\n')
 
-def shown_width(png):
-    "Return the width of a picture on the page: nbdev draws two pixels for one."
-    return int.from_bytes(b64decode(png)[16:20], 'big') // 2
+def shown_width(png, zoom=2):
+    "Return the width of a picture on the page: nbdev draws two pixels for one, and what is drawn in HTML has no `zoom`."
+    return int.from_bytes(b64decode(png)[16:20], 'big') // zoom
 
-def halves(png):
+def halves(png, zoom=2):
     """Cut a picture that is wider than a page is on a phone between two pictures that stand side by side, `[left, right]`.
 
     Return `[png]` if it is narrow, or if no white column near the middle parts it."""
-    if shown_width(png) <= 600: return [png]
+    if shown_width(png, zoom) <= 600: return [png]
     pixels = np.array(Image.open(BytesIO(b64decode(png))).convert('RGB'))
     middle = pixels.shape[1] // 2
     white = np.flatnonzero((pixels == 255).all((0, 2)))
@@ -63,7 +63,7 @@ def with_halves(html):
     "Cut the wide pictures in some HTML."
     def cut(found):
         alt = re.search(r'alt="([^"]*)"', found[0])
-        pictures = halves(found[1])
+        pictures = halves(found[1], zoom=1)
         if len(pictures) == 1: return found[0]
         return ''.join(f'<img class="half" src="data:image/png;base64,{png}" alt="{a}"/>' for png, a in zip(pictures, alts(alt[1])))
     return re.sub(r'<img\b[^>]*?src="data:image/png;base64,([^"]+)"[^>]*>', cut, html)
@@ -171,7 +171,7 @@ def signature(name, obj, shown):
     returns = '' if returns in (None, 'None') else returns
     if isinstance(obj, property): return f'{name}: {returns}' if returns else name
     call = f'{name}({inside.strip().rstrip(",")})'
-    if len(call) > 80: call = '\n    '.join([f'{name}(', *re.split(r'(?<=,) (?![^[(]*[])])', inside.strip())]).rstrip(',') + '\n)'
+    if len(call + returns) > 84: call = '\n    '.join([f'{name}(', *re.split(r'(?<=,) (?![^[(]*[])])', inside.strip())]).rstrip(',') + '\n)'
     return call + (f' -> {returns}' if returns else '')
 
 def parameter_table(obj):

