@@ -1,4 +1,4 @@
-"The explorer on the site's pages: the values that `static/explorer.js` starts with, and the picture where no script runs."
+"The explorer on the site's pages: what its script, `static/explorer.js`, starts with, and what is there without it."
 import json
 from base64 import b64encode
 from html import escape
@@ -11,8 +11,9 @@ from onecycle_callback import OneCycleSchedule
 from onecycle_callback.explore import _stops
 from onecycle_callback.schedule import MOMS
 
-MARK = '<div class="onecycle-explorer"></div>'   # where a notebook's Markdown says this, there is the explorer on the page
-PLAN = OneCycleSchedule(max_lr=0.1).plan(n_epoch=10, n_batch=22)   # the call of the forum question, on the tutorial's data
+MARK = '<div class="onecycle-explorer"></div>'   # in a notebook's Markdown: the place of the explorer on the page
+PLAN = OneCycleSchedule(max_lr=0.1).plan(n_epoch=10, n_batch=22)   # the forum's call, on the tutorial's data
+ALT = 'The learning rate rises from 0.004 to 0.1 at batch 66 of 220, and falls to 0.004; momentum mirrors it'
 N_BATCHES = (1, 2, 5, 10, 15, PLAN.n_batch, 30, 50, 100, 200, 500, 1000)
 
 def start():
@@ -23,15 +24,17 @@ def start():
 
 def picture():
     "Return a cell that shows the plan."
-    png, look = BytesIO(), dict(alt='The learning rate rises from 0.004 to 0.1 at batch 66 of 220, and falls; momentum mirrors it', width='864px')
-    figure = PLAN.plot()[0].figure
+    png = BytesIO()
+    figure, panels = plt.subplots(2, figsize=(6, 5.4), layout='constrained')
+    PLAN.plot(panels)
     figure.savefig(png, format='png', dpi=144)
     plt.close(figure)
     data = {'image/png': b64encode(png.getvalue()).decode()}
-    return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output('display_data', data)],
-                                     metadata=dict(tags=['remove-input'], mystnb=dict(image=look)))
+    metadata = dict(tags=['remove-input'], mystnb=dict(image=dict(alt=ALT, width='432px')))
+    return nbformat.v4.new_code_cell('plan.plot()', outputs=[nbformat.v4.new_output('display_data', data)], metadata=metadata)
 
 def cells():
     "Return the cells of the explorer. Its script, where one runs, replaces what is between the first and the last."
     cell, data = nbformat.v4.new_markdown_cell, escape(json.dumps(start()))
-    return [cell(f'<div class="onecycle-explorer" data-start="{data}"><noscript>'), picture(), cell('</noscript></div>')]
+    opening = MARK.replace('></div>', f' data-start="{data}"><noscript>')
+    return [cell(opening), picture(), cell('</noscript>\n</div>')]

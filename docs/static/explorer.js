@@ -21,11 +21,12 @@ function curve([start, top, end], peak, last) {
 }
 
 /** Return the plan of a cycle: its number of batches, its peak, and LR and momentum as functions of the batch. */
-function makePlan({max_lr, div_factor, pct_start, final_div, cycle_len, n_batch}, moms) {
+function makePlan(values, moms) {
+  const {max_lr, div_factor, pct_start, final_div, cycle_len, n_batch} = values;
   const n = cycle_len * n_batch;
   const peak = Math.min(Math.floor(pct_start * n + 0.5), n - 1);
   const lrs = [max_lr / div_factor, max_lr, max_lr / (final_div ?? div_factor)];
-  return {n, peak, n_batch, lr: curve(lrs, peak, n - 1), mom: curve(moms, peak, n - 1)};
+  return {n, peak, n_batch, call: callOf(values), lr: curve(lrs, peak, n - 1), mom: curve(moms, peak, n - 1)};
 }
 
 // ---- The arguments, as text and as numbers -------------------------------------------------------------------------
@@ -75,11 +76,16 @@ function around(value, middle, stops) {
 
 // ---- Drawing: a chart is a string of SVG, made anew at each change -------------------------------------------------
 
-const LEFT = 58, RIGHT = 14, GAP = 34, BOTTOM = 44;   // pixels; text has 14, set in explorer.css
-const HEIGHTS = {lr: 190, mom: 84};
+const LEFT = 58, RIGHT = 14, GAP = 34, HEIGHTS = {lr: 190, mom: 84};   // in pixels, like the text's 14 in explorer.css
 
 function scale([low, high], [start, end]) {
   return value => start + (value - low) / (high - low || 1) * (end - start);
+}
+
+/** Return the range of `values`, and a little more. */
+function widened(values) {
+  const low = Math.min(...values), high = Math.max(...values), margin = (high - low) * 0.1 || low * 0.05 || 0.001;
+  return [low - margin, high + margin];
 }
 
 /** Return at most `most` + 1 round numbers between `low` and `high`, and how many decimals they have. */
@@ -116,7 +122,7 @@ function panel({label, range, most, marks}, x, top, height, width) {
 }
 
 /** Return a chart: the panels below each other, over the same horizontal axis. */
-function chart(width, {label, range, most, offset = 0}, panels) {
+function chart(width, {label, note = '', range, most, offset = 0}, panels) {
   const x = scale(range, [LEFT, width - RIGHT]);
   let top = GAP - 8, body = '';
   for (const [name, each] of Object.entries(panels)) {
@@ -127,6 +133,7 @@ function chart(width, {label, range, most, offset = 0}, panels) {
   const numbers = ticks(range, most).values.filter(Number.isInteger).map(v =>
     `<text class="tick" x="${x(v + offset)}" y="${bottom + 18}" text-anchor="middle">${v}</text>`);
   return `${body}<path class="axis" d="M${LEFT},${bottom}H${width - RIGHT}"/>${numbers.join('')}
+    <text class="tick" x="${LEFT}" y="${bottom + 37}">${note}</text>
     <text x="${width - RIGHT}" y="${bottom + 37}" text-anchor="end">${label}</text>`;
 }
 
@@ -153,8 +160,8 @@ function drawCycle(svg, {plan, first, axes, batch}) {
       <path class="first" d="${line(first, hyper)(x, y)}"/><path class="line" d="${line(plan, hyper)(x, y)}"/>
       ${hyper === 'lr' ? peak : ''}${cursor(x(at), y(plan[hyper](batch)), top, bottom)}`;
   };
-  const hint = `<text class="tick" x="${svg.clientWidth - RIGHT}" y="${GAP - 17}" text-anchor="end">point at it, or use ← →</text>`;
-  svg.innerHTML = hint + chart(svg.clientWidth, {label: 'epoch', range: axes.epochs, most: 8}, {
+  const note = plan.call === first.call ? '' : 'dashed: as it was at first';
+  svg.innerHTML = chart(svg.clientWidth, {label: 'epoch', note, range: axes.epochs, most: 8}, {
     lr: {label: HYPERS.lr, range: axes.lr, most: 4, marks: marks('lr')},
     mom: {label: HYPERS.mom, range: axes.mom, most: 3, marks: marks('mom')},
   });
@@ -165,13 +172,12 @@ function drawEpoch(svg, {plan, batch}) {
   const epoch = Math.floor(batch / plan.n_batch), start = epoch * plan.n_batch, stop = start + plan.n_batch;
   const batches = batchesToDraw(start, stop - 1, plan.peak >= start && plan.peak < stop ? [plan.peak] : []);
   const row = (hyper, most) => {
-    const values = batches.map(plan[hyper]), low = Math.min(...values), high = Math.max(...values);
-    const margin = (high - low) * 0.06 || low * 0.05 || 0.001;
+    const values = batches.map(plan[hyper]);
     const marks = (x, y, top, bottom) => {
       const stairs = batches.flatMap((i, k) => [[x(i), y(values[k])], [x(batches[k + 1] ?? stop), y(values[k])]]);
       return `<path class="line" d="${path(stairs)}"/>${cursor(x(batch + 0.5), y(plan[hyper](batch)), top, bottom)}`;
     };
-    return {label: `${HYPERS[hyper]} in epoch ${epoch}`, range: [low - margin, high + margin], most, marks};
+    return {label: `${HYPERS[hyper]} in epoch ${epoch}`, range: widened(values), most, marks};
   };
   svg.innerHTML = chart(svg.clientWidth, {label: 'batch', range: [start, stop], most: 5, offset: 0.5}, {
     lr: row('lr', 5), mom: row('mom', 3),
@@ -180,7 +186,8 @@ function drawEpoch(svg, {plan, batch}) {
 
 // ---- The explorer: sliders, fields, the two charts, the values of one batch, the line ------------------------------
 
-const FORM = `<form><fieldset><legend>Move the sliders, or type your own numbers</legend></fieldset><p class="error" role="alert"></p>
+const FORM = `<form><fieldset><legend>Move the sliders, or type your own numbers</legend></fieldset>
+  <p class="error" role="alert"></p>
   <div class="charts"><svg class="cycle" role="slider" tabindex="0" aria-label="batch"></svg>
   <svg class="zoom" aria-hidden="true"></svg></div><p class="values"></p>
   <div class="call"><code></code><button type="button">Copy</button><button type="reset">Reset</button>
@@ -197,7 +204,7 @@ function explorer(root) {
   const {moms, ...start} = JSON.parse(root.dataset.start);
   const first = forEachArgument(name => parse(start.values[name]));
   const firstStops = forEachArgument(name => start.stops[name].map(parse));
-  const low = Math.min(...moms), high = Math.max(...moms), margin = (high - low) * 0.12 || 0.01;
+  const momAxis = widened(moms);
   let values, stops, batch, plan;
 
   root.innerHTML = FORM;
@@ -208,10 +215,11 @@ function explorer(root) {
   function draw() {
     plan = makePlan(values, moms);
     batch = Math.max(0, Math.min(plan.n - 1, batch));
-    const axes = {epochs: [0, last(stops.cycle_len)], lr: [0, last(stops.max_lr)], mom: [low - margin, high + margin]};
+    const axes = {epochs: [0, last(stops.cycle_len)], lr: [0, 1.1 * last(stops.max_lr)], mom: momAxis};
     drawCycle(cycle, {plan, first: makePlan(first, moms), axes, batch});
     drawEpoch(zoom, {plan, batch});
-    code.textContent = callOf(values);
+    code.textContent = plan.call;
+    find('[role=status]').textContent = '';
     showBatch();
   }
 
