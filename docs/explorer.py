@@ -31,7 +31,8 @@ def picture():
     plt.close(figure)
     data = {'image/png': b64encode(png.getvalue()).decode()}
     metadata = dict(tags=['remove-input'], mystnb=dict(image=dict(alt=ALT, width='432px')))
-    return nbformat.v4.new_code_cell('plan.plot()', outputs=[nbformat.v4.new_output('display_data', data)], metadata=metadata)
+    output = nbformat.v4.new_output('display_data', data)
+    return nbformat.v4.new_code_cell('plan.plot()', outputs=[output], metadata=metadata)
 
 def cells():
     "Return the cells of the explorer. Its script, where one runs, replaces what is between the first and the last."

@@ -133,7 +133,7 @@ function chart(width, {label, note = '', range, most, offset = 0}, panels) {
   const numbers = ticks(range, most).values.filter(Number.isInteger).map(v =>
     `<text class="tick" x="${x(v + offset)}" y="${bottom + 18}" text-anchor="middle">${v}</text>`);
   return `${body}<path class="axis" d="M${LEFT},${bottom}H${width - RIGHT}"/>${numbers.join('')}
-    <text class="tick" x="${LEFT}" y="${bottom + 37}">${note}</text>
+    <text class="tick note" x="${LEFT}" y="${bottom + 37}">${note}</text>
     <text x="${width - RIGHT}" y="${bottom + 37}" text-anchor="end">${label}</text>`;
 }
 
@@ -246,6 +246,7 @@ function explorer(root) {
   function set(name, value) {
     const {allowed, accepts} = ARGUMENTS[name], fits = accepts(value), reached = stops[name].filter(Number.isFinite);
     find('.error').textContent = fits ? '' : `${name} must be ${allowed}`;
+    form.elements[name][1].setAttribute('aria-invalid', !fits);
     if (!fits) return;
     const hasAxis = ['cycle_len', 'max_lr'].includes(name), isBeyond = value < reached[0] || value > last(reached);
     if (hasAxis && isBeyond) stops[name] = around(value, first[name], firstStops[name]);
