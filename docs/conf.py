@@ -30,4 +30,12 @@ def draw(as_block):
         raise SkipNode
     return visit, None
 
-def setup(app): app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))
+def add_explorer(app, page, template, context, doctree):
+    "Load the explorer's files on the pages that have one."
+    if 'class="onecycle-explorer"' not in context.get('body', ''): return
+    app.add_css_file('explorer.css')
+    app.add_js_file('explorer.js', loading_method='defer')
+
+def setup(app):
+    app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))
+    app.connect('html-page-context', add_explorer)

@@ -7,6 +7,7 @@ from nbconvert import MarkdownExporter
 from nbdev.readme_filter import doc_link
 
 from docs.bridge import WARNING, frontmatter, one_header, options
+from docs.explorer import MARK
 
 IMAGES = 'docs/images'
 
@@ -19,6 +20,7 @@ def readable(nb):
             opts, source = options(cell.source)
             cell.metadata.alt = opts.get('fig-alt', '')
             cell.source = source if opts.get('echo', True) else ''
+        else: cell.source = cell.source.replace(MARK, '')
         cells.append(cell)
     return nbformat.v4.new_notebook(cells=cells)
 

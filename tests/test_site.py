@@ -181,6 +181,7 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
 def build(tree, **pages):
     "Run the builder on the project in `tree` with only these `pages`, `{name: cells}`: a string is a Markdown cell."
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
+    (tree / 'nbs/sidebar.yml').write_text('website: {sidebar: {contents: [{section: All of them, contents: "*.ipynb"}]}}')
     for name, cells in pages.items():
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
         write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
