@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/08_explore.ipynb #949b29a7
 from dataclasses import fields, replace
 from html import escape
-from math import floor, inf, log10
+from math import inf
 
 import numpy as np
 from fastcore.basics import patch
@@ -37,39 +37,39 @@ def _call(plan):
     return f'learn.fit_one_cycle({arguments})'
 
 # %% ../nbs/08_explore.ipynb #807754bf
-def _round_numbers(low, high):
-    "Return ten numbers for each power of ten, from `10**low` to below `10**high`."
-    return {float(f'{first}e{power}') for power in range(low, high) for first in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
-
-# %% ../nbs/08_explore.ipynb #51308a7e
 def _stops(plan):
     "Return the value and the stops of the slider of each argument."
     s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
-    peaks = {float(f'{peak * k / 20:.6g}') for k in range(1, 31) if k != 20}
-    ends = {10. ** k for k in range(7)} | {s.final_div or 1., inf}
+    divs, ends = max(25., s.div_factor), {10. ** k for k in range(7)} | {s.final_div or 1., inf}
+    def parts(whole, n, last): return {float(f'{whole * k / n:.6g}') for k in range(1, last + 1)}
     lengths = dict(cycle_len=(plan.n_epoch, range(1, max(5, 3 * plan.n_epoch // 2) + 1)))
     return dict(
         **({} if isinstance(plan, TimedPlan) else lengths),
-        max_lr=(peak, sorted(peaks | {peak})),
-        div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, floor(log10(s.div_factor)) + 2)) | {s.div_factor})),
-        pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
+        max_lr=(peak, sorted(parts(peak, 20, 30) - {float(f'{peak:.6g}')} | {peak})),
+        div_factor=(s.div_factor, sorted(parts(divs, 25, 100) | {1., s.div_factor})),
+        pct_start=(s.pct_start, sorted(parts(1, 100, 100) | {0., s.pct_start})),
         final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]))
 
 # %% ../nbs/08_explore.ipynb #2083067a
 def _control(widgets, name, value, stops):
-    "Return an ipywidgets slider or menu for the argument `name`."
+    "Return an ipywidgets slider, or a text field, for the argument `name`."
     looks = dict(description=name, layout=widgets.Layout(width='32em'), style=dict(description_width='6em'))
-    if name in ('div_factor', 'final_div'): return widgets.Dropdown(value=value, options=stops, **looks)
+    if name == 'final_div': return widgets.Combobox(value=value, options=stops, continuous_update=False, **looks)
     ends = dict(min=stops[0], max=stops[-1])
     if name == 'cycle_len': return widgets.IntSlider(value, **ends, **looks)
-    step = .01 if name == 'pct_start' else value / 20
+    step = float(f'{stops[-1] - stops[-2]:.6g}')
     return widgets.FloatSlider(value, step=step, readout_format='.4g', **ends, **looks)
+
+def _typed(text):
+    "Return the number, or `None`, that `text` says, or `text` itself."
+    try: return None if text == 'None' else float(text)
+    except ValueError: return text
 
 def _values(controls, stops):
     "Return the arguments that `controls` stand at: the stops that are closest, since a browser rounds in its own way."
-    values = {name: control.value for name, control in controls.items()}
-    for name in ('max_lr', 'pct_start'): values[name] = min(stops[name][1], key=lambda stop: abs(stop - values[name]))
-    return values | dict(final_div=None if values['final_div'] == 'None' else float(values['final_div']))
+    def value(name, at):
+        return _typed(at) if name == 'final_div' else min(stops[name][1], key=lambda stop: abs(stop - at))
+    return {name: value(name, control.value) for name, control in controls.items()}
 
 # %% ../nbs/08_explore.ipynb #75ffe0f5
 def _limits(plan):
@@ -84,7 +84,7 @@ def _limits(plan):
 def _page(plan, values, limits):
     "Return `plan` with the `values` of the controls as HTML, drawn within `limits`."
     try: plan = _with_values(plan, **values)
-    except ValueError as e: return f'<p>{escape(str(e))}</p>'
+    except (TypeError, ValueError) as e: return f'<p>{escape(str(e))}</p>'
     axes, (xlim, ylims) = np.ravel(plan.plot(figsize=(10, 3.2))), limits
     for ax, ylim in zip(axes, ylims): ax.set(xlim=xlim, ylim=ylim)
     picture = figure_html(axes[0].figure, 'Learning rate and momentum of every batch')
@@ -93,7 +93,7 @@ def _page(plan, values, limits):
 # %% ../nbs/08_explore.ipynb #02b7dc5a
 @patch
 def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
-    """Show the plan's picture and table below sliders and menus, with the call of `fit_one_cycle` that trains with it.
+    """Show the plan's picture and table below sliders, with the call of `fit_one_cycle` that trains with it.
 
     They are for `cycle_len`, `max_lr` (of the last parameter group), `div_factor`, `pct_start` and `final_div`, and start
     at the plan's own values; the plan itself stays as it is. The axes don't move. Raises `ImportError` if ipywidgets is

@@ -37,9 +37,10 @@ const ARGUMENTS = {
   n_batch: {...whole, label: 'batches per epoch'},
   max_lr: {allowed: 'a number above 0', accepts: v => v > 0 && v < Infinity},
   div_factor: {allowed: 'a number of at least 1', accepts: v => v >= 1 && v < Infinity},
-  pct_start: {allowed: 'between 0 and 1', accepts: v => v >= 0 && v <= 1},
+  pct_start: {allowed: 'between 0 and 1', accepts: v => v !== null && v >= 0 && v <= 1},
   final_div: {allowed: 'a number of at least 1, inf to end at 0, or None', accepts: v => v === null || v >= 1},
 };
+const NAMES = Object.keys(ARGUMENTS);
 
 function show(number) {
   return String(Number(number.toPrecision(4)));
@@ -109,8 +110,8 @@ function batchesToDraw(first, last, keep = []) {
   return [...some.add(last)].sort((a, b) => a - b);
 }
 
-function path(points, command = 'L') {
-  return 'M' + points.map(([x, y]) => `${x.toFixed(2)},${y.toFixed(2)}`).join(command);
+function path(points) {
+  return 'M' + points.map(([x, y]) => `${x.toFixed(2)},${y.toFixed(2)}`).join('L');
 }
 
 /** Return one of the panels of a chart: a frame, its numbers, and what `marks` draws in it. */
@@ -130,7 +131,7 @@ function chart(width, {label, note = '', range, most, offset = 0}, panels) {
     top += HEIGHTS[name] + GAP;
   }
   const bottom = top - GAP;
-  const numbers = ticks(range, most).values.filter(Number.isInteger).map(v =>
+  const numbers = ticks(range, most).values.filter(v => Number.isInteger(v) && v + offset <= range[1]).map(v =>
     `<text class="tick" x="${x(v + offset)}" y="${bottom + 18}" text-anchor="middle">${v}</text>`);
   return `${body}<path class="axis" d="M${LEFT},${bottom}H${width - RIGHT}"/>${numbers.join('')}
     <text class="tick note" x="${LEFT}" y="${bottom + 37}">${note}</text>
@@ -139,28 +140,25 @@ function chart(width, {label, note = '', range, most, offset = 0}, panels) {
 
 const HYPERS = {lr: 'learning rate', mom: 'momentum'};
 
-function line(plan, hyper) {
-  const batches = batchesToDraw(0, plan.n - 1, [plan.peak]);
-  return (x, y) => path(batches.map(i => [x(i / plan.n_batch), y(plan[hyper](i))]));
-}
-
 function cursor(x, y, top, bottom) {
   return `<path class="cursor" d="M${x},${top}V${bottom}"/><circle class="cursor" cx="${x}" cy="${y}" r="4"/>`;
 }
 
 /** Draw the whole cycle over the epochs, on axes that no slider moves; dashed, the plan that the page began with. */
 function drawCycle(svg, {plan, first, axes, batch}) {
-  const epoch = Math.floor(batch / plan.n_batch), at = batch / plan.n_batch;
-  const marks = hyper => (x, y, top, bottom) => {
-    const peakX = x(plan.peak / plan.n_batch), isLeft = peakX < (x(axes.epochs[0]) + x(axes.epochs[1])) / 2;
-    const peak = `<circle class="peak" cx="${peakX}" cy="${y(plan.lr(plan.peak))}" r="4"/>
-      <text class="peak" x="${peakX + (isLeft ? 8 : -8)}" y="${y(plan.lr(plan.peak)) - 7}"
-        text-anchor="${isLeft ? 'start' : 'end'}">${show(plan.lr(plan.peak))} at batch ${plan.peak}</text>`;
-    return `<rect class="epoch" x="${x(epoch)}" width="${x(epoch + 1) - x(epoch)}" y="${top}" height="${bottom - top}"/>
-      <path class="first" d="${line(first, hyper)(x, y)}"/><path class="line" d="${line(plan, hyper)(x, y)}"/>
-      ${hyper === 'lr' ? peak : ''}${cursor(x(at), y(plan[hyper](batch)), top, bottom)}`;
+  const epochOf = i => i / plan.n_batch, epoch = Math.floor(epochOf(batch)), top = show(plan.lr(plan.peak));
+  const line = (plan, hyper, x, y) => path(batchesToDraw(0, plan.n - 1, [plan.peak]).map(
+    i => [x(i / plan.n_batch), y(plan[hyper](i))]));
+  const peakMark = (x, y) => {
+    const [cx, cy] = [x(epochOf(plan.peak)), y(plan.lr(plan.peak))], isLeft = cx < svg.clientWidth / 2;
+    return `<circle class="peak" cx="${cx}" cy="${cy}" r="4"/><text class="peak" x="${cx + (isLeft ? 8 : -8)}"
+      y="${cy - 7}" text-anchor="${isLeft ? 'start' : 'end'}">${top} at batch ${plan.peak}</text>`;
   };
-  const note = plan.call === first.call ? '' : 'dashed: as it was at first';
+  const marks = hyper => (x, y, high, low) =>
+    `<rect class="epoch" x="${x(epoch)}" width="${x(epoch + 1) - x(epoch)}" y="${high}" height="${low - high}"/>
+    <path class="first" d="${line(first, hyper, x, y)}"/><path class="line" d="${line(plan, hyper, x, y)}"/>
+    ${hyper === 'lr' ? peakMark(x, y) : ''}${cursor(x(epochOf(batch)), y(plan[hyper](batch)), high, low)}`;
+  const note = plan.call === first.call ? 'point at a batch, or use ← →' : 'dashed: as it was at first';
   svg.innerHTML = chart(svg.clientWidth, {label: 'epoch', note, range: axes.epochs, most: 8}, {
     lr: {label: HYPERS.lr, range: axes.lr, most: 4, marks: marks('lr')},
     mom: {label: HYPERS.mom, range: axes.mom, most: 3, marks: marks('mom')},
@@ -198,28 +196,26 @@ const row = name => `<label><span>${ARGUMENTS[name].label ?? `<code>${name}</cod
   <input type="text" name="${name}" aria-label="${ARGUMENTS[name].label ?? name}, typed" autocomplete="off">`;
 
 const last = list => list[list.length - 1];
-const forEachArgument = make => Object.fromEntries(Object.keys(ARGUMENTS).map(name => [name, make(name)]));
+const byName = make => Object.fromEntries(NAMES.map(name => [name, make(name)]));
 
 function explorer(root) {
-  const {moms, ...start} = JSON.parse(root.dataset.start);
-  const first = forEachArgument(name => parse(start.values[name]));
-  const firstStops = forEachArgument(name => start.stops[name].map(parse));
-  const momAxis = widened(moms);
+  const start = JSON.parse(root.dataset.start), momAxis = widened(start.moms);
+  const firstValues = byName(name => parse(start.values[name]));
+  const firstStops = byName(name => start.stops[name].map(parse));
+  const first = makePlan(firstValues, start.moms);
   let values, stops, batch, plan;
 
   root.innerHTML = FORM;
   const find = selector => root.querySelector(selector);
   const form = find('form'), cycle = find('.cycle'), zoom = find('.zoom'), code = find('.call code');
-  find('fieldset').insertAdjacentHTML('beforeend', Object.keys(ARGUMENTS).map(row).join(''));
+  find('fieldset').insertAdjacentHTML('beforeend', NAMES.map(row).join(''));
 
   function draw() {
-    plan = makePlan(values, moms);
+    plan = makePlan(values, start.moms);
     batch = Math.max(0, Math.min(plan.n - 1, batch));
     const axes = {epochs: [0, last(stops.cycle_len)], lr: [0, 1.1 * last(stops.max_lr)], mom: momAxis};
-    drawCycle(cycle, {plan, first: makePlan(first, moms), axes, batch});
+    drawCycle(cycle, {plan, first, axes, batch});
     drawEpoch(zoom, {plan, batch});
-    code.textContent = plan.call;
-    find('[role=status]').textContent = '';
     showBatch();
   }
 
@@ -240,19 +236,29 @@ function explorer(root) {
     slider.value = nearest(stops[name], values[name]);
     slider.setAttribute('aria-valuetext', write(values[name]));
     field.value = write(values[name]);
+    field.setAttribute('aria-invalid', false);
+  }
+
+  function showAll() {
+    NAMES.forEach(showArgument);
+    draw();
+    code.textContent = plan.call;
+    find('.error').textContent = find('[role=status]').textContent = '';
   }
 
   /** Set an argument. A typed number beyond its slider gets a new slider around it, and so a new axis. */
   function set(name, value) {
-    const {allowed, accepts} = ARGUMENTS[name], fits = accepts(value), reached = stops[name].filter(Number.isFinite);
-    find('.error').textContent = fits ? '' : `${name} must be ${allowed}`;
-    form.elements[name][1].setAttribute('aria-invalid', !fits);
-    if (!fits) return;
-    const hasAxis = ['cycle_len', 'max_lr'].includes(name), isBeyond = value < reached[0] || value > last(reached);
-    if (hasAxis && isBeyond) stops[name] = around(value, first[name], firstStops[name]);
+    const reached = stops[name].filter(Number.isFinite), isBeyond = value < reached[0] || value > last(reached);
+    if (isBeyond && ['cycle_len', 'max_lr'].includes(name)) {
+      stops[name] = around(value, firstValues[name], firstStops[name]);
+    }
     values[name] = value;
-    showArgument(name);
-    draw();
+    showAll();
+  }
+
+  function refuse(name) {
+    find('.error').textContent = `${name} must be ${ARGUMENTS[name].allowed}`;
+    form.elements[name][1].setAttribute('aria-invalid', true);
   }
 
   function moveTo(to) {
@@ -261,17 +267,15 @@ function explorer(root) {
   }
 
   function reset() {
-    [values, stops, batch] = [{...first}, {...firstStops}, 0];
-    forEachArgument(showArgument);
-    find('.error').textContent = '';
-    draw();
+    [values, stops, batch] = [{...firstValues}, {...firstStops}, 0];
+    showAll();
   }
 
   form.addEventListener('input', ({target: {type, name, value}}) => {
     if (type === 'range') set(name, stops[name][value]);
   });
   form.addEventListener('change', ({target: {type, name, value}}) => {
-    if (type === 'text') set(name, parse(value));
+    if (type === 'text') (ARGUMENTS[name].accepts(parse(value)) ? set : refuse)(name, parse(value));
   });
   form.addEventListener('submit', event => event.preventDefault());
   form.addEventListener('reset', event => {
