@@ -96,10 +96,18 @@ def epochs_table(df):
     ours = best_of(df[df.schedule == 'onecycle'], 'epochs').assign(schedule='onecycle')
     return pd.concat([ours, best_of(df[df.schedule == 'constant'], 'epochs').assign(schedule='constant')])
 
+def in_pairs(n):
+    "Make axes for `n` plots of the test accuracy, two in each row, so that each is readable on a phone."
+    rows = (n + 1) // 2
+    fig, axes = plt.subplots(rows, 2, figsize=(10.4, 4.2 * rows), layout='constrained', squeeze=False)
+    for ax in axes[:, 0]: ax.set_ylabel('test accuracy')
+    for ax in axes.flat[n:]: ax.axis('off')
+    return fig, axes
+
 def plot_lrs(dfs):
     "Plot accuracy against maximum LR within the budget, one plot per task."
-    fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.6), layout='constrained', squeeze=False)
-    for ax, (name, df) in zip(axes[0], dfs.items()):
+    fig, axes = in_pairs(len(dfs))
+    for ax, (name, df) in zip(axes.flat, dfs.items()):
         s = summary(df[df.epochs == df.epochs.min()])
         for schedule in SCHEDULES:
             of = s[s.schedule == schedule]
@@ -107,14 +115,13 @@ def plot_lrs(dfs):
             ax.errorbar(of.max_lr, of.accuracy, of.sd, label=schedule, lw=2.5 if ours else 1.2, color='black' if schedule == 'constant' else None, capsize=2, zorder=3 if ours else 2)
         ax.set(xscale='log', xlabel='maximum learning rate', title=f'{TASKS[name].title}\n{df.epochs.min()} epochs', ylim=(max(0, s.accuracy.max() - .25), min(1, s.accuracy.max() + .01)))
         ax.grid(alpha=.3)
-    axes[0, 0].set_ylabel('test accuracy')
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    for ax in axes[-1]: ax.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, -.24))
     return fig
 
 def plot_epochs(dfs):
     "Plot the best accuracy of the constant LR against epochs, and the level of 1cycle within its budget, one plot per task."
-    fig, axes = plt.subplots(1, len(dfs), figsize=(4.6 * len(dfs), 4.2), layout='constrained', squeeze=False)
-    for ax, (name, df) in zip(axes[0], dfs.items()):
+    fig, axes = in_pairs(len(dfs))
+    for ax, (name, df) in zip(axes.flat, dfs.items()):
         t = epochs_table(df)
         ours, constant = t[t.schedule == 'onecycle'].iloc[0], t[t.schedule == 'constant']
         ax.errorbar(constant.index, constant.accuracy, constant.sd, marker='o', capsize=3, color='black', label='constant LR, the best of each')
@@ -124,8 +131,7 @@ def plot_epochs(dfs):
         ax.set_xticks(constant.index, constant.index)
         ax.minorticks_off()
         ax.grid(alpha=.3)
-    axes[0, 0].set_ylabel('test accuracy')
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
+        ax.legend(loc='lower right')
     return fig
 
 @call_parse

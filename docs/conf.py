@@ -2,9 +2,14 @@
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
+from onecycle_callback import __version__
+
 project = 'onecycle_callback'
-html_title = project
-extensions = ['myst_nb']
+version = release = __version__
+html_title = f'{project} {version}'
+extensions = ['myst_nb', 'sphinx_copybutton']
+copybutton_selector = 'div.cell_input pre, div.highlight-python pre, div.highlight-sh pre'   # code, not its output
+smartquotes_action = 'qe'   # as by default, but two hyphens stay what they are, as in `--cycle_len`
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'   # outputs too may hold tables
 nb_ipywidgets_js = {}   # would come from the network, and do nothing without a kernel
@@ -14,6 +19,7 @@ html_theme = 'furo'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_copy_source = False
+html_use_index = False   # the pages list every name
 html_show_copyright = False
 html_math_renderer = 'mathml'
 
@@ -24,4 +30,12 @@ def draw(as_block):
         raise SkipNode
     return visit, None
 
-def setup(app): app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))
+def add_explorer(app, page, template, context, doctree):
+    "Load the explorer's files on the pages that have one."
+    if 'class="onecycle-explorer"' not in context.get('body', ''): return
+    app.add_css_file('explorer.css')
+    app.add_js_file('explorer.js', loading_method='defer')
+
+def setup(app):
+    app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))
+    app.connect('html-page-context', add_explorer)

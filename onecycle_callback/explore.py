@@ -8,78 +8,102 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/explore.html.md"""
 __all__ = []
 
 # %% ../nbs/08_explore.ipynb #949b29a7
-from dataclasses import replace
+from dataclasses import fields, replace
 from html import escape
-from math import floor, inf, log10
+from math import inf
 
 import numpy as np
 from fastcore.basics import patch
 
 from .clock import TimedPlan
 from .plot import figure_html
-from .schedule import OneCyclePlan
+from .schedule import MOMS, OneCyclePlan, _text
 
 # %% ../nbs/08_explore.ipynb #fa1dfaac
-def _with_values(plan, max_lr, n_epoch=1, **changes):
+def _with_values(plan, max_lr, cycle_len=1, **changes):
     "Return `plan` with `changes` to its schedule and `max_lr` for the last group; the ratios between groups stay."
     peaks = plan.at([plan.peak])[0][0]
     peaks = (*(peaks[:-1] * (max_lr / peaks[-1])).tolist(), max_lr)
     schedule = replace(plan.schedule, max_lr=peaks if len(peaks) > 1 else max_lr, **changes)
-    return replace(plan, n_epoch=n_epoch, schedule=schedule)
+    return replace(plan, n_epoch=cycle_len, schedule=schedule)
 
 # %% ../nbs/08_explore.ipynb #52dc09ea
-def _page(plan, values):
-    "Return `plan` with the `values` of the sliders as HTML."
-    try: plan = _with_values(plan, **values)
-    except ValueError as e: return f'<p>{escape(str(e))}</p>'
-    figure = np.ravel(plan.plot(figsize=(10, 3.2)))[0].figure
-    picture = figure_html(figure, 'Learning rate and momentum of every batch')
-    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan._table_html()}'
+def _call(plan):
+    "Return the call of `fit_one_cycle` that trains with `plan`, as Python code."
+    length = dict(minutes=plan.minutes) if isinstance(plan, TimedPlan) else dict(cycle_len=plan.n_epoch)
+    schedule = {f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)
+                if f.name in ('max_lr', 'div_factor', 'pct_start') or getattr(plan.schedule, f.name) != f.default}
+    arguments = ', '.join(f'{name}={_text(value)}' for name, value in (length | schedule).items())
+    return f'learn.fit_one_cycle({arguments})'
 
 # %% ../nbs/08_explore.ipynb #807754bf
-def _round_numbers(low, high):
-    "Return ten numbers for each power of ten, from `10**low` to below `10**high`."
-    return {float(f'{first}e{power}') for power in range(low, high) for first in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
-
-# %% ../nbs/08_explore.ipynb #51308a7e
 def _stops(plan):
     "Return the value and the stops of the slider of each argument."
     s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
-    power, div_power = floor(log10(peak)), floor(log10(s.div_factor))
-    ends = {10. ** k for k in range(7)} | {s.final_div or 1., inf}
-    n_epochs = dict(n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
+    divs, ends = max(25., s.div_factor), {10. ** k for k in range(7)} | {s.final_div or 1., inf}
+    def parts(whole, n, last): return {float(f'{whole * k / n:.6g}') for k in range(1, last + 1)}
+    lengths = dict(cycle_len=(plan.n_epoch, range(1, max(5, 3 * plan.n_epoch // 2) + 1)))
     return dict(
-        max_lr=(peak, sorted(_round_numbers(min(-5, power), max(1, power + 2)) | {peak})),
-        div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, div_power + 2)) | {s.div_factor})),
-        pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
-        final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]),
-        **({} if isinstance(plan, TimedPlan) else n_epochs))
+        **({} if isinstance(plan, TimedPlan) else lengths),
+        max_lr=(peak, sorted(parts(peak, 20, 30) - {float(f'{peak:.6g}')} | {peak})),
+        div_factor=(s.div_factor, sorted(parts(divs, 25, 100) | {1., s.div_factor})),
+        pct_start=(s.pct_start, sorted(parts(1, 100, 100) | {0., s.pct_start})),
+        final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]))
 
 # %% ../nbs/08_explore.ipynb #2083067a
-def _sliders(widgets, plan):
-    "Return an ipywidgets slider for each argument, by name, at the values of `plan`."
-    looks = dict(layout=widgets.Layout(width='32em'), style=dict(description_width='6em'))
-    return {name: widgets.SelectionSlider(description=name, value=value, options=options, **looks)
-            for name, (value, options) in _stops(plan).items()}
+def _control(widgets, name, value, stops):
+    "Return an ipywidgets slider, or a text field, for the argument `name`."
+    looks = dict(description=name, layout=widgets.Layout(width='32em'), style=dict(description_width='6em'))
+    if name == 'final_div': return widgets.Combobox(value=value, options=stops, continuous_update=False, **looks)
+    ends = dict(min=stops[0], max=stops[-1])
+    if name == 'cycle_len': return widgets.IntSlider(value, **ends, **looks)
+    step = float(f'{stops[-1] - stops[-2]:.6g}')
+    return widgets.FloatSlider(value, step=step, readout_format='.4g', **ends, **looks)
 
-def _values(sliders):
-    "Return the arguments at the current positions of `sliders`."
-    values = {name: slider.value for name, slider in sliders.items()}
-    return values | dict(final_div=None if values['final_div'] == 'None' else float(values['final_div']))
+def _typed(text):
+    "Return the number, or `None`, that `text` says, or `text` itself."
+    try: return None if text == 'None' else float(text)
+    except ValueError: return text
+
+def _values(controls, stops):
+    "Return the arguments that `controls` stand at: the stops that are closest, since a browser rounds in its own way."
+    def value(name, at):
+        return _typed(at) if name == 'final_div' else min(stops[name][1], key=lambda stop: abs(stop - at))
+    return {name: value(name, control.value) for name, control in controls.items()}
 
 # %% ../nbs/08_explore.ipynb #75ffe0f5
+def _limits(plan):
+    "Return the limits of the horizontal axis, and of the vertical ones of LR and momentum, for all moves from `plan`."
+    reach = {name: stops[-1] for name, (_, stops) in _stops(plan).items()}
+    width = reach['cycle_len'] * plan.n_batch if 'cycle_len' in reach else plan.minutes
+    peaks, moms = plan.at([plan.peak])[0][0], plan.schedule.moms or MOMS
+    margin = .12 * (max(moms) - min(moms)) or .01
+    top = reach['max_lr'] * peaks.max() / peaks[-1]
+    return (-.02 * width, 1.02 * width), [(-.02 * top, 1.1 * top), (min(moms) - margin, max(moms) + margin)]
+
+def _page(plan, values, limits):
+    "Return `plan` with the `values` of the controls as HTML, drawn within `limits`."
+    try: plan = _with_values(plan, **values)
+    except (TypeError, ValueError) as e: return f'<p>{escape(str(e))}</p>'
+    axes, (xlim, ylims) = np.ravel(plan.plot(figsize=(10, 3.2))), limits
+    for ax, ylim in zip(axes, ylims): ax.set(xlim=xlim, ylim=ylim)
+    picture = figure_html(axes[0].figure, 'Learning rate and momentum of every batch')
+    return f'<code>{escape(_call(plan))}</code><br>{picture}{plan._table_html()}'
+
+# %% ../nbs/08_explore.ipynb #02b7dc5a
 @patch
 def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
-    """Show the plan's picture and table below sliders.
+    """Show the plan's picture and table below sliders, with the call of `fit_one_cycle` that trains with it.
 
-    They are for `max_lr` (of the last parameter group), `div_factor`, `pct_start`, `final_div` and the number of
-    epochs, and start at the plan's own values; the plan itself stays as it is. Raises `ImportError` if ipywidgets is
+    They are for `cycle_len`, `max_lr` (of the last parameter group), `div_factor`, `pct_start` and `final_div`, and start
+    at the plan's own values; the plan itself stays as it is. The axes don't move. Raises `ImportError` if ipywidgets is
     missing."""
     try: import ipywidgets as widgets
     except ImportError:
         raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None
-    sliders, page = _sliders(widgets, self), widgets.HTML()
-    def draw(_=None): page.value = _page(self, _values(sliders))
-    for slider in sliders.values(): slider.observe(draw, 'value')
+    stops, limits, page = _stops(self), _limits(self), widgets.HTML()
+    controls = {name: _control(widgets, name, *each) for name, each in stops.items()}
+    def draw(_=None): page.value = _page(self, _values(controls, stops), limits)
+    for control in controls.values(): control.observe(draw, 'value')
     draw()
-    return widgets.VBox([*sliders.values(), page])
+    return widgets.VBox([*controls.values(), page])

@@ -1,4 +1,4 @@
-"""`Recorder.plot_lr`, `Recorder.plot_sched` and `Recorder.to_frame`: what was used
+"""The record of a fit, as a picture with `Recorder.plot_lr` and `Recorder.plot_sched`, or as a table with `Recorder.to_frame`
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 

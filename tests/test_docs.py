@@ -1,20 +1,23 @@
 """The rules by which a notebook becomes a page, and the index the README; test_site.py looks at the built pages."""
 import re
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from importlib import import_module
 from textwrap import dedent
 
 import nbformat
+import numpy as np
 import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from docs.bridge import (WARNING, api_section, api_sections, code_cell, frontmatter, local_link, markdown, members, options, page,
-                         parameter_table, shown_name, signature, toctree)
+from docs.bridge import (WARNING, alts, api_section, api_sections, as_png, code_cell, code_cells, frontmatter, halves, import_lines, local_link,
+                         markdown, members, one_header, options, page, parameter_table, shown_name, shown_width, signature, toctree, with_halves)
 from docs.readme import readme
 from nbdev.showdoc import show_doc
 from torch import nn
+
+from helpers import ROOT
 from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule
 
 SITE = 'https://example.org/lib'
@@ -38,11 +41,62 @@ def test_picture_gets_caption_name_and_alternative_text():
     cell = code_cell(new_code_cell("#| label: fig-lr\n#| fig-cap: The rate\n#| fig-alt: 'A line'\nplot()"), same)
     assert cell.metadata.mystnb == {'image': {'alt': 'A line'}, 'figure': {'caption': 'The rate', 'name': 'fig-lr'}}
 
-@pytest.mark.parametrize('pixels, size', [(1234, {'width': '617px'}), (2400, {'width': '1200px', 'classes': 'wide'})])
-def test_picture_is_shown_at_half_its_pixels(pixels, size):
-    png = b64encode(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + pixels.to_bytes(4, 'big') + bytes(40)).decode()
-    cell = code_cell(new_code_cell('plot()', outputs=[new_output('display_data', {'image/png': png})]), same)
-    assert cell.metadata.mystnb == {'image': size}
+def panels(*columns, width=1400):
+    "A picture that is black in these `columns`, from a fraction of the width to another."
+    pixels = np.full((40, width, 3), 255, 'uint8')
+    for first, last in columns: pixels[10:30, round(first * width):round(last * width)] = 0
+    return as_png(pixels)
+
+def plotted(png, source="#| fig-alt: 'Left: a line. Right: a point'\nplot()"):
+    return new_code_cell(source, outputs=[new_output('display_data', {'image/png': png})])
+
+def test_picture_is_shown_at_half_its_pixels():
+    assert code_cell(plotted(panels(width=1234), 'plot()'), same).metadata.mystnb == {'image': {'width': '617px'}}
+
+def test_a_wide_picture_is_cut_between_its_panels():
+    left, right = halves(panels((.1, .45), (.6, .9)))
+    assert shown_width(left) == shown_width(right) and 350 <= shown_width(left) < 390
+
+@pytest.mark.parametrize('columns, width', [([(.1, .9)], 1400), ([(.1, .3), (.4, .6), (.7, .9)], 1400), ([(.1, .2)], 1000)],
+                         ids=['one panel', 'three panels', 'narrow'])
+def test_another_picture_stays_whole(columns, width): assert len(halves(panels(*columns, width=width))) == 1
+
+def test_the_halves_of_a_picture_become_cells_which_say_what_is_in_them():
+    first, *parts = code_cells(plotted(panels((.1, .45), (.55, .9))), same)
+    assert first.source == 'plot()' and first.outputs == [] and [cell.metadata.mystnb.image.alt for cell in parts] == ['A line', 'A point']
+    assert all(set(cell.metadata.tags) == {'remove-input', 'half'} and b64decode(cell.outputs[0].data['image/png'])[1:4] == b'PNG' for cell in parts)
+    assert len(code_cells(plotted(panels((.1, .45), (.55, .9)), '#| echo: false\nplot()'), same)) == 2
+    assert len(code_cells(plotted(panels((.1, .9))), same)) == 1
+    with pytest.raises(ValueError, match='must have no fig-cap'): code_cells(plotted(panels((.1, .4), (.6, .9)), '#| fig-cap: A cycle\nplot()'), same)
+
+def test_a_picture_in_html_is_cut_too():
+    png = panels((.1, .45), (.55, .9))
+    html = with_halves(f'<p>x</p><img alt="LR and momentum" src="data:image/png;base64,{png}"/>')
+    assert html.count('<img class="half"') == 2 and 'alt="LR and momentum, on the right"' in html and html.startswith('<p>x</p>')
+    one = f'<img alt="LR" src="data:image/png;base64,{panels((.1, .9))}"/>'
+    assert with_halves(one) == one
+
+def test_a_description_in_two_halves():
+    assert alts('Left: a line. It rises. Right: a point') == ['A line. It rises', 'A point'] and alts('Two') == ['Two, on the left', 'Two, on the right']
+
+def test_a_data_frame_has_one_row_of_names():
+    two = '<tr style="a"><th></th><th>lr</th><th>mom</th></tr><tr><th>epoch</th><th></th><th></th></tr><tr><th>0</th><td>1</td></tr>'
+    assert one_header(two) == '<tr style="a"><th>epoch</th><th>lr</th><th>mom</th></tr><tr><th>0</th><td>1</td></tr>'
+    assert one_header('<tr><th></th><th>lr</th></tr><tr><th>0</th><td>1</td></tr>') == '<tr><th></th><th>lr</th></tr><tr><th>0</th><td>1</td></tr>'
+
+@pytest.mark.parametrize('page, names, code', [
+    ('learner', ['Learner.fit_one_cycle'], 'import onecycle_callback'),
+    ('schedule', ['OneCycleSchedule', 'OneCycleSchedule.plan'], 'from onecycle_callback import OneCycleSchedule'),
+    ('demo', ['digits_dls'], 'from onecycle_callback.demo import digits_dls'),
+    ('compare', ['LRComparison.plot', 'Learner.compare_max_lr'], 'import onecycle_callback\nfrom onecycle_callback.compare import LRComparison')])
+def test_how_names_are_imported(page, names, code):
+    assert import_lines(names, import_module(f'onecycle_callback.{page}'), 'onecycle_callback') == code
+
+def test_a_long_import_takes_several_lines():
+    names = ['anneal_cos', 'anneal_linear', 'anneal_exp', 'OneCycleSchedule', 'OneCyclePlan', 'MOMS']
+    code = import_lines(names[:5], import_module('onecycle_callback.schedule'), 'onecycle_callback')
+    exec(code, found := {})
+    assert set(names[:5]) <= set(found) and max(map(len, code.splitlines())) < 90
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(ValueError, match='the options of a cell must be among .*fig-alt.*, got fig-widht'):
@@ -112,14 +166,15 @@ def call(name, obj): return signature(name, obj, show_doc(obj))
 
 @pytest.mark.parametrize('name, obj, wanted', [
     ('plain', plain, 'plain(x, y:int=1)'), ('Sample.size', Sample.size, 'Sample.size: int'),
-    ('Sample.take', Sample.take, 'Sample.take(\n    first:int, by_name:str | None=None, *, a_rather_long_argument:float=0.5,\n'
-                                 '    one_more_long_argument:bool=False) -> Module')])
+    ('Sample.take', Sample.take, 'Sample.take(\n    first:int,\n    by_name:str | None=None,\n    *,\n    a_rather_long_argument:float=0.5,\n'
+                                 '    one_more_long_argument:bool=False\n) -> Module')])
 def test_signatures(name, obj, wanted): assert call(name, obj) == wanted
 
 def test_a_long_signature_fits_the_column():
     text = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
-    assert text.startswith('Learner.fit_one_cycle(\n    cycle_len:int')
-    assert '#' not in text and 'NoneType' not in text and max(map(len, text.splitlines())) <= 81
+    assert text.startswith('Learner.fit_one_cycle(\n    cycle_len:int') and '\n    *,\n' in text
+    assert '\n    checkpoint:str | CycleCheckpoint | None=None\n)' in text
+    assert '#' not in text and 'NoneType' not in text and max(map(len, text.splitlines())) <= 60
 
 def test_section_of_a_method():
     text = api_section('Sample.take', Sample.take, SITE, {'onecycle'}, 3).source
@@ -192,6 +247,14 @@ def rows(obj):
     lines = parameter_table(obj).splitlines()[2:]
     return {line.split(' | ')[0].strip('| '): line for line in lines}
 
+def test_types_are_short():
+    assert ' str \\| CycleCheckpoint \\| None ' in rows(Learner.fit_one_cycle)['checkpoint']
+    assert ' Iterable[float] \\| Literal[False] \\| None ' in rows(Learner.fit_one_cycle)['moms']
+
+def test_fine_tune_shows_all_that_fit_one_cycle_takes():
+    other = {'cycle_len', 'max_lr', 'div_factor', 'minutes'}     # it has epochs, base_lr and div, and takes no time
+    assert set(rows(Learner.fit_one_cycle)) - other == set(rows(Learner.fine_tune)) - {'epochs', 'base_lr', 'freeze_epochs', 'lr_mult', 'div'}
+
 @pytest.mark.parametrize('obj, own', [(OneCycle, []), (Learner.fit_one_cycle, []), (Learner.preview_one_cycle, []),
                                       (Learner.fine_tune, ['max_lr', 'div_factor', 'pct_start', 'final_div'])])
 def test_the_arguments_of_the_schedule_are_described_once_for_all(obj, own):
@@ -200,25 +263,35 @@ def test_the_arguments_of_the_schedule_are_described_once_for_all(obj, own):
     assert all(row.split(' | ')[-1].strip('| ') and '<br>' not in row for row in rows(obj).values())
 
 def test_toctree(tmp_path):
-    for name in ('index', '10_b', '02_a', 'howto/c', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
+    for name in ('index', '10_b', '02_a', 'howto/c', 'howto/d', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f'{name}.ipynb').touch()
-    contents = ['index.ipynb', dict(section='How to', contents='howto/*.ipynb'), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
+    contents = ['index.ipynb', dict(section='How to', contents=['howto/d.ipynb', 'howto/c.ipynb']), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
                 dict(section='Inner rooms', contents='rooms/*.ipynb')]
     text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
     trees = [tree.split('\n', 2)[2].split('\n\n') for tree in text.removesuffix('\n```').split('\n```\n\n')]
-    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/c'], [':caption: API', 'a\nb'], [':caption: Inner rooms', 'rooms/arguments\nrooms/resume.file']]
+    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/d\nhowto/c'], [':caption: API', 'a\nb'], [':caption: Inner rooms', 'rooms/arguments\nrooms/resume.file']]
 
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'
     cells = [HEAD, new_markdown_cell(WARNING), new_code_cell('#| echo: false\nsecret()', outputs=[new_output('display_data', {'text/html': html})]),
-             new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
+             new_markdown_cell('Before.'), new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
              new_markdown_cell('See [the plan](01_schedule.ipynb#a) and [that](https://example.com/a.html).')]
     nb = new_notebook(cells=cells)
     before = nbformat.writes(nb)
-    text, pictures = readme(nb, SITE)
+    text, pictures = readme(nb, SITE, 'https://example.com/main')
     assert nbformat.writes(nb) == before
-    assert '\n# schedule\n\n> A line about `it`\n\n' in text and text.startswith('<!-- Made from nbs/index.ipynb')
+    assert f'\n# schedule\n\n> A line about `it`\n\n[Documentation]({SITE})\n\n' in text and text.startswith('<!-- Made from nbs/index.ipynb')
     assert 'secret' not in text and 'style' not in text and WARNING not in text and '<table></table>' in text and 'plot()' in text
-    assert '![A line](docs/images/readme_0.png)' in text and list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'
+    assert '![A line](https://example.com/main/docs/images/readme_0.png)' in text and text.index('![A line]') < text.index('Before.')
+    assert list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'
     assert f'[the plan]({SITE}/schedule.html#a) and [that](https://example.com/a.html)' in text
+
+def test_readme_reads_well_where_it_is_read():
+    "A package index shows it without the files next to it, and in a narrow column."
+    text = (ROOT / 'README.md').read_text()
+    links = re.findall(r'\]\(([^)]+)\)', text)
+    assert links and all(re.match('https://|#', link) for link in links)
+    tables = re.findall(r'^\|.*\|$', text, re.M)
+    assert max([row.count('|') - 1 for row in tables], default=0) <= 3 and text.count('<th>') <= 5 + text.count('<tr>')
+    assert text.index('![') < text.index('## ') and 'pip install onecycle_callback\n' in text and 'placeholders' in text

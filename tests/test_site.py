@@ -36,7 +36,44 @@ def test_every_notebook_is_a_page_in_the_contents(pages):
     listed = {a['href'] for a in pages['index.html'].select('.sidebar-tree a')} | {'index.html'}
     assert set(NOTEBOOKS) <= set(pages) and set(NOTEBOOKS) == listed
 
+def test_titles_and_descriptions(pages):
+    "What a search engine shows: a title with the version, and a line about each page, both different from page to page."
+    written = {name: page for name, page in pages.items() if name in NOTEBOOKS}
+    titles = {page.title.text for page in written.values()}
+    descriptions = {(page.select_one('meta[name=description]') or {}).get('content') for page in written.values()}
+    assert len(titles) == len(written) and all(title.endswith(f'onecycle_callback {onecycle_callback.__version__}') for title in titles)
+    assert len(descriptions) == len(written) and all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '') for text in descriptions)
+
+def test_version_is_shown(pages):
+    assert {page.select_one('.sidebar-brand-text').text for page in pages.values()} == {f'onecycle_callback {onecycle_callback.__version__}'}
+
+def test_two_hyphens_stay_two(pages):
+    "`--cycle_len` is an option; with a dash, it can't be copied."
+    assert {name: found for name, page in pages.items() if (found := re.findall(r'[–—][a-z]\w+', page.select_one('article').text))} == {}
+    assert '--cycle_len' in pages['demo.html'].select_one('article').text
+
+def test_no_page_is_empty(pages):
+    assert 'genindex.html' not in pages and set(pages) - set(NOTEBOOKS) == {'search.html'}
+    assert {name: h.text for name, page in pages.items() for h in page.select('article h2, article h3, article h4')
+            if h.find_next_sibling() is None or 'getstate' in h.text} == {}
+
+def test_the_tutorial_leads_to_the_first_how_to(pages):
+    assert pages[TUTORIAL].select_one('a.next-page')['href'] == '../howto/choose_max_lr.html'
+
+def test_how_tos_come_in_the_order_of_need(pages):
+    listed = [a['href'].split('/')[-1].removesuffix('.html') for a in pages['index.html'].select('.sidebar-tree a') if a['href'].startswith('howto/')]
+    wanted = ['choose_max_lr', 'discriminative_lrs', 'resume_after_a_crash', 'callbacks', 'several_processes', 'migrate', 'without_a_learner']
+    assert [name for name in listed if name in wanted] == wanted
+
 # Public names
+
+PUBLIC = [name for name in NOTEBOOKS if re.match(r'\d', NOTEBOOKS[name].name)]
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_public_page_shows_how_it_is_imported_and_nothing_private(pages, name):
+    code = [block.text for block in pages[name].select('article .highlight-python pre, article .cell_input pre')]
+    assert f'import {LIB}' in code[0] or f'from {LIB}' in code[0]
+    assert [found for block in code for found in re.findall(r'(?<![\w.])_[a-zA-Z]\w*|(?<=\.)_[a-z]\w*', block)] == []
 
 def is_api(cls, name):
     return name[0] != '_' and not hasattr(event, name) and not (issubclass(cls, Callback) and hasattr(Callback, name)) \
@@ -125,6 +162,9 @@ def test_a_broken_link_is_seen(pages, site):
     page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
     assert [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
 
+def test_code_can_be_copied(pages):
+    for name, page in pages.items(): assert bool(page.select('script[src*=copybutton]')) or name == 'search.html'
+
 def undescribed(page): return [str(img)[:80] for img in page.select('article img') if not re.search(r'\w+ \w+', img.get('alt', ''))]
 
 def test_pictures_have_alternative_text(pages):
@@ -141,6 +181,7 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
 def build(tree, **pages):
     "Run the builder on the project in `tree` with only these `pages`, `{name: cells}`: a string is a Markdown cell."
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
+    (tree / 'nbs/sidebar.yml').write_text('website: {sidebar: {contents: [{section: All of them, contents: "*.ipynb"}]}}')
     for name, cells in pages.items():
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
         write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
@@ -202,6 +243,22 @@ class Browser:
     def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
 
     @property
+    def scrolling(self):
+        "What scrolls sideways within the page."
+        return self.js("""return [...document.querySelectorAll('article *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth
+            && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.className + ': ' + e.textContent.trim().slice(0, 60))""")
+
+    @property
+    def wrapped_code(self):
+        "Lines of code that need more than one row."
+        return self.js("""return [...document.querySelectorAll('article .cell_input pre, article .highlight-python pre')].filter(e => {
+            const style = getComputedStyle(e), rows = (e.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom)) / parseFloat(style.lineHeight);
+            return rows > e.textContent.trimEnd().split('\\n').length + .6 }).map(e => e.textContent.slice(0, 300))""")
+
+    @property
+    def requests(self): return self.js("return performance.getEntriesByType('resource').map(e => e.name).filter(url => !url.startsWith('file:') && !url.startsWith('data:'))")
+
+    @property
     def small_text(self):
         return self.js('''
             const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT), small = [];
@@ -240,7 +297,42 @@ def test_page_in_a_browser(site, browser, name, width, mode):
     assert browser.headings(1) == headings_of(NOTEBOOKS[name], 1)
     assert [h.replace("'", '’') for h in browser.headings(2)] == headings_of(NOTEBOOKS[name], 2)
     assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in browser.pictures)
-    assert browser.overflow <= 0 and browser.small_text == [] and browser.errors == []
+    assert browser.overflow <= 0 and browser.small_text == []
+    has_wide_tables = name == 'design.html' or (name, width) == ('benchmarks/what_looking_costs.html', 400)
+    assert has_wide_tables or browser.scrolling == []
+    assert browser.errors == [] and browser.requests == []
+    if width == 1280 and not name.startswith(('rooms/', 'design')): assert browser.wrapped_code == []
+
+@pytest.mark.parametrize('width', [700, 900, 1024, 1200, 1330, 1400, 1600])
+def test_layout_at_any_width(site, browser, width): assert browser.open(site / 'learner.html', width).overflow <= 0
+
+def test_the_first_screen_answers_the_question(site, browser):
+    "At 1280 by 800: the question, four answers, the picture, and three ways on."
+    browser.open(site / 'index.html')
+    seen = browser.js("""return [...document.querySelectorAll('article h1, article pre, article p, article li, article img')]
+        .filter(e => e.getBoundingClientRect().bottom <= 800).map(e => e.tagName == 'IMG' ? e.alt : e.textContent)""")
+    text = '\n'.join(seen)
+    for part in ('fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.)', 'learning rate (LR)', 'every batch', 'No second cycle inside an epoch', '4th epoch',
+                 '0.1/25 = 0.004', 'Momentum goes the other way', '220', 'The learning rate rises', 'Learn:', 'Do:', 'Look up:'): assert part in text, part
+
+HALVES = "return [...document.querySelectorAll('article .tag_half img, article img.half')].map(i => i.getBoundingClientRect()).map(r => [r.x, r.y])"
+
+@pytest.mark.parametrize('name', ['index.html', 'learner.html'])
+def test_panels_stand_side_by_side_and_stack_on_a_phone(site, browser, name):
+    (x, y), (x_right, y_right), *_ = browser.open(site / name).js(HALVES)
+    assert y == y_right and x < x_right
+    (x, y), (x_below, y_below), *_ = browser.open(site / name, 400).js(HALVES)
+    assert x == x_below and y < y_below
+
+def test_dark_pages(site, browser):
+    "Pictures have no white paper, and what is imported isn't underlined."
+    browser.open(site / TUTORIAL, mode='dark')
+    assert 'invert' in browser.js("return getComputedStyle(document.querySelector('article img')).filter")
+    lines = browser.js("return [...document.querySelectorAll('article .highlight span')].map(e => getComputedStyle(e).textDecorationLine)")
+    assert set(lines) == {'none'}
+
+def test_copy_button(site, browser):
+    assert browser.open(site / 'index.html').js("return document.querySelectorAll('article button.copybtn').length") >= 4
 
 def shows(table, plan):
     "Return whether a table on a page holds the numbers of `plan`, to the digits that it shows."
@@ -259,7 +351,10 @@ def test_table_shows_the_plan(site, browser, name):
 def test_the_browser_sees_what_is_wrong(browser, tmp_path):
     page = tmp_path / 'page.html'
     page.write_text('<!doctype html><article><h1>A<a class="headerlink">#</a></h1><p style="font-size: 12px">small</p><img src="gone.png"/>'
-                    '<div style="width: 900px">wide</div></article><script>console.error("broken")</script>')
+                    '<div style="width: 900px">wide</div><div class="highlight-python"><pre style="width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px">'
+                    'a line of code that is far too long</pre></div><div style="overflow: auto"><div style="width: 990px">table</div></div></article>'
+                    '<script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>')
     browser.open(page, 400)
+    assert [text[:12] for text in browser.wrapped_code] == ['a line of co'] and browser.scrolling == [': table'] and browser.requests == ['https://localhost:9/a.js']
     assert browser.headings(1) == ['A'] and browser.small_text == ['small'] and browser.overflow > 400 and browser.pictures[0][1] == 0
     assert any('broken' in message for message in browser.errors)
