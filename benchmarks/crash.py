@@ -6,7 +6,8 @@ progress bar and its table, in a log. Then it disturbs three more cycles: one by
 and one by a disk that is full for a while. At the end, weights, losses and `hps` are compared with those of an uninterrupted
 run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
 time.
-`--cost-only` compares the time of a save with one `torch.save` of the same state instead."""
+`--hostile 200` does worse things to other Learners, see benchmarks/hostile.py, until so many processes were killed.
+`--cost-only` shows what a save costs instead, see benchmarks/saves.py."""
 import os
 import re
 import resource
@@ -102,9 +103,10 @@ def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
 
 def unfinished_save(folder):
     "Return when the file of a save that was not finished was written, `None` if there is none."
-    part = checkpoint_file(folder).with_suffix('.cycle.part')
-    try: return part.stat().st_mtime_ns
-    except FileNotFoundError: return None
+    for part in (folder/'models').glob(f'{NAME}.cycle.*.part'):
+        try: return part.stat().st_mtime_ns
+        except FileNotFoundError: pass
+    return None
 
 def is_torn(folder):
     "Check whether there is a checkpoint that cannot be read."
@@ -179,47 +181,20 @@ def crash(runs, seed=0, root=None, n_kills=None):
         figures[name] = dict(first_process='ended' if ended else 'died', warned='could not be saved' in log, torn=is_torn(folder), equal=same(result(folder), expected))
     return figures
 
-class Stopwatch(Callback):
-    "Run `f` after each epoch."
-    def __init__(self, order, f): self.order, self.f = order, f
-    def after_epoch(self): self.f()
-
-def cost(n=25_000_000, rounds=9):
-    "Time a save and one `torch.save` of the same state, with `n` weights and Adam: the best of `rounds`, in seconds."
-    folder = Path(tempfile.mkdtemp())
-    model = nn.Sequential(*[nn.Linear(1000, n // 4000) for _ in range(4)])
-    x, y = torch.randn(8, 1000), torch.randn(8, n // 4000)
-    class Sum(nn.Module):
-        def __init__(self): super().__init__(); self.layers = model
-        def forward(self, x): return sum(layer(x) for layer in self.layers)
-    dl = DataLoader(list(zip(x, y)), bs=8)
-    learn = Learner(DataLoaders(dl, dl), Sum(), loss_func=nn.MSELoss(), path=folder)
-    file, begin, times = folder/'models'/'cost.cycle', 0, dict(checkpoint=[], torch_save=[], torch_save_and_fsync=[])
-    def start_clock():
-        nonlocal begin
-        begin = time.perf_counter()
-    def stop_clock(name): times[name].append(time.perf_counter() - begin)
-    def compare():
-        stop_clock('checkpoint')
-        state = torch.load(file, weights_only=True)
-        start_clock()
-        torch.save(state, folder/'plain')
-        stop_clock('torch_save')
-        start_clock()
-        torch.save(state, folder/'plain')
-        with open(folder/'plain', 'rb+') as f: os.fsync(f.fileno())
-        stop_clock('torch_save_and_fsync')
-    around = [Stopwatch(9_000, start_clock), Stopwatch(20_000, compare)]     # a checkpoint is saved between these two
-    learn.fit_one_cycle(rounds, 1e-3, checkpoint='cost', cbs=around)
-    return dict(megabytes=round(file.stat().st_size / 1e6), **{k: round(min(v), 3) for k, v in times.items()},
-                to_torch_save=round(min(times['checkpoint']) / min(times['torch_save']), 2), to_torch_save_and_fsync=round(min(times['checkpoint']) / min(times['torch_save_and_fsync']), 2))
-
 @call_parse
 def main(
     runs:int=12, # Number of cycles to kill
     seed:int=0, # Seed of the kills
     kills:int=None, # Number of kills per cycle, at drawn batches and saves; default at random moments until it ends
+    hostile:int=None, # Number of kills of the hostile mode
     cost_only:bool=False # Only measure the cost of a save
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."
-    for k, v in (cost() if cost_only else crash(runs, seed, n_kills=kills)).items(): print(f'{k}: {v}')
+    if cost_only:
+        from saves import costs
+        return print(costs().round(2).to_string())
+    if hostile is not None:
+        from hostile import hostile as attack
+        figures = attack(hostile, seed)
+    else: figures = crash(runs, seed, n_kills=kills)
+    for k, v in figures.items(): print(f'{k}: {v}')

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from onecycle_callback.compare import lrs_around
 from runs import results
 from study import AGAIN_VARIANTS, ALL_TASKS, ARGUMENT_VARIANTS, RESULTS, RULES, best_lr
 
@@ -82,6 +83,10 @@ def regrets(name, epochs):
     for _, s in suggested[suggested.epochs == epochs].iterrows():
         best, _ = score_at(df, epochs, s.seed, [])
         rows.append(dict(way=f'lr_find, {s.rule}', seed=s.seed, cost=s.cost, max_lr=s.max_lr, regret=best - (s.score if s.score == s.score else 0)))
+    for _, s in suggested[(suggested.epochs == epochs) & (suggested.rule == 'minimum')].iterrows():
+        lrs = lrs_around(s.max_lr)
+        best, (score,) = score_at(df, epochs, s.seed, chosen(df, s.seed, lrs, 1))
+        rows.append(dict(way='compare_max_lr', seed=s.seed, cost=s.cost + len(lrs), max_lr=s.max_lr, regret=best - score))
     for seed in df.seed.unique():
         for way, cost, lr in short_cycles(df, task, epochs, seed):
             best, (score,) = score_at(df, epochs, seed, [lr])

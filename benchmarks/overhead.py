@@ -2,12 +2,15 @@
 
 `python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run.
 *own*: the scheduler's own work per batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
-events of the batch loop, called as the Learner calls them. Columns are interleaved on one thread; the best of several
-rounds counts."""
+events of the batch loop, called as the Learner calls them. *TimedCycle* is a cycle by the clock; looking at it, and counting
+the batches that a loader yields, are its own work too. Columns are interleaved on one thread; the best of several
+rounds counts. At the end, the whole training loop on a model of one weight: fastai's own `fit_one_cycle`, this project's, and a
+plain `fit`, interleaved too."""
 import subprocess
 import sys
 import time
 from functools import partial
+from itertools import repeat
 from json import dumps
 from pathlib import Path
 
@@ -16,11 +19,14 @@ import pandas as pd
 import torch
 from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, nn
 from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastcore.imports import noop
 from fastcore.script import call_parse
 
-from onecycle_callback import OneCycle, OneCycleSchedule
-from onecycle_callback.callback import BLOCK_SIZE
-from onecycle_callback.optimizer import OptAdapter
+fastai_fit_one_cycle = Learner.fit_one_cycle
+from onecycle_callback import OneCycle, OneCycleSchedule  # noqa: E402
+from onecycle_callback.callback import BLOCK_SIZE  # noqa: E402
+from onecycle_callback.clock import TimedCycle, TimedStream  # noqa: E402
+from onecycle_callback.optimizer import OptAdapter  # noqa: E402
 
 EVENTS = 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split()
 OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
@@ -40,7 +46,7 @@ def make_learner(opt, n_groups):
 def columns(opt, n_groups):
     "Return the functions to time, by column; each takes a batch number."
     cols = {}
-    def add(name, cb, own=True):
+    def add(name, cb, own=True, take=None):
         learn = make_learner(opt, n_groups)
         learn.add_cb(cb)
         if own: cb.before_fit()
@@ -51,11 +57,16 @@ def columns(opt, n_groups):
         def whole(i):
             at(i)
             for e in EVENTS: cb(e)
-        if own: cols[f'{name} own'] = own_work
-        cols[f'{name} whole'] = whole
+        def taking(work):
+            def taken(i): take(); work(i)
+            return work if take is None else taken
+        if own: cols[f'{name} own'] = taking(own_work)
+        cols[f'{name} whole'] = taking(whole)
         cols['at'] = at                          # what the two above spend on moving to the batch, subtracted later
     lr = np.full(n_groups, .1)
     add('OneCycle', OneCycle(.1))
+    timed = TimedCycle(10, max_lr=.1)
+    add('TimedCycle', timed, take=iter(TimedStream(repeat(None), N, noop, timed)).__next__)
     add('fastai', ParamScheduler(dict(lr=combined_cos(.3, lr / 25, lr, lr / 25), mom=combined_cos(.3, .95, .85, .95))))
     add('empty', Callback(), own=False)
     torch_opt = torch.optim.AdamW([dict(params=[torch.zeros(1, requires_grad=True)]) for _ in range(n_groups)], lr=.1)
@@ -89,7 +100,7 @@ def best_times(cols, rounds, calls):
             best[name] = min(best[name], (time.perf_counter() - start) / n * 1e6)
             place[name] += n
     at = best.pop('at')
-    return {name: t - at if name.split()[0] in ('OneCycle', 'fastai', 'empty') else t for name, t in best.items()}
+    return {name: t - at if name.split()[0] in ('OneCycle', 'TimedCycle', 'fastai', 'empty') else t for name, t in best.items()}
 
 def preview(n, rounds):
     "Time a plan of `n` batches and a loop over `OneCycleLR`, in µs per batch."
@@ -108,6 +119,21 @@ def preview(n, rounds):
             best = min(best, (time.perf_counter() - start) / k * 1e6)
         times[name] = best
     return times
+
+def whole_loop(n, rounds):
+    "Time an epoch of `n` batches on a model of one weight with three ways to fit, in µs per batch: the best round."
+    batches = [(torch.ones(1, 1), torch.ones(1, 1))] * n
+    learn = Learner(DataLoaders(batches, batches[:1]), nn.Linear(1, 1, bias=False), loss_func=nn.MSELoss())
+    ways = {'fastai fit_one_cycle': lambda: fastai_fit_one_cycle(learn, 1, .001),
+            'fit_one_cycle': lambda: learn.fit_one_cycle(1, .001), 'fit': lambda: learn.fit(1, .001)}
+    best = dict.fromkeys(ways, float('inf'))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(rounds):
+            for name, fit in ways.items():
+                start = time.process_time()
+                fit()
+                best[name] = min(best[name], (time.process_time() - start) / n * 1e6)
+    return best
 
 def import_time(rounds):
     "Time what fastai users import anyway, and this package on top of it: the best of several runs, in seconds."
@@ -130,15 +156,21 @@ def main(
         for n_groups in (1, 10, 100) if quick else (1, 10, 100, 1000):
             calls = max(40, some // n_groups)
             # OneCycle computes its values a block at a time: a round as long as a block pays for exactly one
-            per_round = dict(OneCycle=BLOCK_SIZE // n_groups + 1, fastai=max(20, calls // 40), any=calls)
+            per_round = dict(OneCycle=BLOCK_SIZE // n_groups + 1, TimedCycle=calls, fastai=max(20, calls // 40), any=calls)
             rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, per_round)
     table = pd.DataFrame(rows).T
     own = table['OneCycle own']
     ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'], 'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],
+                           'TimedCycle own / own': table['TimedCycle own'] / own,
                            'whole / empty callback': table['OneCycle whole'] / table['empty whole']})
     print('µs per batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
     previews = preview(10_000 if quick else N, rounds)
+    loop = whole_loop(200 if quick else 2000, 2 if quick else 15)
     imports = import_time(1 if quick else 5)
     print('preview, µs per batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
+    print('whole loop, µs per batch:', {k: round(v, 1) for k, v in loop.items()},
+          'ratios to fit:', {k: round(v / loop['fit'], 3) for k, v in loop.items()})
     print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
-    if json: Path(json).write_text(dumps(dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, imports=imports), indent=1))
+    if not json: return
+    figures = dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, loop=loop, imports=imports)
+    Path(json).write_text(dumps(figures, indent=1))

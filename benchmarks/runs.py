@@ -1,6 +1,6 @@
-"""A study's results: one CSV file a task, one row a training run, to which a restarted study adds what is missing."""
+"""Results in CSV files under the versions they were made with; a restarted study adds the runs that its file lacks."""
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
@@ -8,13 +8,19 @@ from fastprogress.fastprogress import progress_bar
 PACKAGES = 'torch', 'fastai', 'onecycle_callback', 'scikit-learn'
 
 def results(path):
-    "Read what has been run, one row per training run."
+    "Read the rows of the file at `path`."
     return pd.read_csv(path, comment='#', float_precision='round_trip')
+
+def versions(*packages):
+    "Return a comment that names the versions of `packages` and of Python."
+    def known(name):
+        try: return f'{name} {version(name)}'
+        except PackageNotFoundError: return f'{name} missing'
+    return f'# {" ".join(map(known, packages))}, python {sys.version.split()[0]}'
 
 def _start(path, command, columns):
     "Write the head of the file at `path` if there is none; refuse to mix versions."
-    versions = ' '.join(f'{p} {version(p)}' for p in PACKAGES)
-    head = [f'# {command}', f'# {versions}, python {sys.version.split()[0]}']
+    head = [f'# {command}', versions(*PACKAGES)]
     if not path.exists(): path.write_text('\n'.join([*head, ','.join(columns), '']))
     made = path.read_text().splitlines()[1]
     if made != head[1]: raise SystemExit(f'{path} was made with other versions, move it away: {made}')

@@ -1,8 +1,8 @@
 """What each argument of a cycle buys, how much a stopped or repeated cycle loses, and how good a suggested `max_lr` is.
 
 `python benchmarks/study.py` runs whatever is missing in `benchmarks/results/study/` (about three hours on 2 cores with
-`--tasks` split over two processes; it can be stopped and started again). `--quick` gives a first look in under three
-minutes. Six tasks, five seeds; a seed sets the weights, the order of the batches and the random labels."""
+`--tasks` split over two processes; it can be stopped and started again). Six tasks, five seeds; a seed sets the weights, the
+order of the batches and the random labels."""
 from functools import partial
 from itertools import product
 from math import isnan

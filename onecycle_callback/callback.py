@@ -9,23 +9,25 @@ __all__ = ['BLOCK_SIZE', 'batches_per_epoch', 'prospective_opt', 'plan_for', 'Cy
 
 # %% ../nbs/03_callback.ipynb #c30b73d1
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import ClassVar
 from warnings import warn
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
-from .arguments import accept_fastai_names
+from .arguments import accept_fastai_names, check_whole, takes_fields_of
+from .fits import OneFitCallback
 from .internals import items_of
 from .optimizer import OptAdapter
-from .schedule import OneCyclePlan, OneCycleSchedule, takes_schedule
+from .schedule import OneCyclePlan, OneCycleSchedule
+from .stream import StreamCallback, has_length
 
 # %% ../nbs/03_callback.ipynb #ff6a28d3
 def batches_per_epoch(
@@ -57,26 +59,31 @@ def plan_for(
     schedule:OneCycleSchedule, # What to follow
     learn, # The `Learner`, left unchanged
     n_epoch:int, # Number of epochs in the cycle
-    reset_opt:bool=False # Whether the fit will replace the optimizer
+    reset_opt:bool=False, # Whether the fit will replace the optimizer
+    n_batch:int|None=None # Batches per epoch; default the length of the training `DataLoader`
 ) -> OneCyclePlan: # The values of its batches
     """Return the plan of `schedule` for `learn`, without momentum if the optimizer has none.
 
-    Raises `TypeError` if the training `DataLoader` has no length, and `ValueError` if it is empty, if `max_lr` doesn't
-    fit the parameter groups, or if `moms` were given and the optimizer has no momentum."""
+    Raises `TypeError` if the training `DataLoader` has no length and `n_batch` isn't given, and `ValueError` if it is
+    empty, if `max_lr` doesn't fit the parameter groups, or if `moms` were given and the optimizer has no momentum."""
     opt, lr = prospective_opt(learn, reset_opt)
     max_lr = lr if schedule.max_lr is None else schedule.max_lr
     moms = _moms_for(schedule, learn, OptAdapter(opt))
-    return replace(schedule, max_lr=max_lr, moms=moms).plan(n_epoch, _known_batches(learn), len(opt.param_lists))
+    n_batch = _known_batches(learn, n_batch)
+    return replace(schedule, max_lr=max_lr, moms=moms).plan(n_epoch, n_batch, len(opt.param_lists))
 
-def _known_batches(learn):
-    "Return `batches_per_epoch`, or raise an error that says what is wrong with `dls.train`."
-    try: n_batch = batches_per_epoch(learn)
-    except TypeError as e:
-        raise TypeError('dls.train must have a length, since a cycle is planned over all its batches, '
-                        f'got a {type(learn.dls.train).__name__} without one') from e
-    if n_batch == 0:
+def _known_batches(learn, n_batch):
+    "Return `n_batch`, by default `batches_per_epoch`; raises an error that says what is wrong with the data loaders."
+    train, *valid = learn.dls.loaders
+    if n_batch is None and not has_length(train):
+        raise TypeError('dls.train must have a length, since a cycle is planned over all its batches, got a '
+                        f'{type(train).__name__} without one: give the number of batches of an epoch as n_batch')
+    if hasattr(learn, 'distributed_trainer') and not all(map(has_length, valid)):
+        raise TypeError('dls.valid must have a length where several processes train, since each must validate on as '
+                        'many batches as the others')
+    if has_length(train) and batches_per_epoch(learn) == 0:
         raise ValueError('dls.train must have at least one batch, got 0: is the batch size above the number of items?')
-    return n_batch
+    return batches_per_epoch(learn) if n_batch is None else n_batch
 
 def _moms_for(schedule, learn, opt):
     "Return the momentums of `schedule`, those of `learn` by default, or `False` if `opt` has no momentum."
@@ -136,32 +143,51 @@ def finish(self:CycleRun):
     "Restore the momentum from before the cycle."
     if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
+# %% ../nbs/03_callback.ipynb #e1f95db3
+@dataclass(frozen=True, repr=False)
+class CycleArguments(OneCycleSchedule):
+    "The arguments of a cycle on a `Learner`: those of its schedule, and how long an epoch is."
+    __delwrap__:ClassVar = OneCycleSchedule   # which describes the other arguments
+    # An epoch is so many training batches, whatever the length of the data loader, which goes on where it was in the
+    # next epoch and starts over when it is exhausted. `None`: the length of the data loader
+    n_batch:int|None = None
+
+# %% ../nbs/03_callback.ipynb #188e1972
+takes_cycle = takes_fields_of(CycleArguments, n_positional=3)
+
 # %% ../nbs/03_callback.ipynb #48f127dc
-class OneCycle(Callback):
+class OneCycle(OneFitCallback):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
     values of `plan`, to the last bit. They are recorded in `recorder.hps`, which is complete however the fit ends; then
-    momentum is restored. Raises `ValueError` or `TypeError` for an argument that can't be used, here or when the
-    callback is added to a `Learner` that it doesn't fit."""
+    momentum is restored. With `n_batch`, `dls.train` needs no length. Raises `ValueError` or `TypeError` for an
+    argument that can't be used, here or when the callback is added to a `Learner` that it doesn't fit."""
     order, run_valid = EarlyStoppingCallback.order + 1, False
     schedule:OneCycleSchedule
     plan:OneCyclePlan|None
 
     @accept_fastai_names
-    @takes_schedule
-    def __init__(self, **schedule):
-        self.schedule = OneCycleSchedule(**schedule)
-        self.plan, self._cycle = None, None
+    @takes_cycle
+    def __init__(self, **arguments):
+        n_batch = arguments.pop('n_batch', None)
+        self.schedule = OneCycleSchedule(**arguments)
+        self.n_batch = n_batch if n_batch is None else check_whole('n_batch', n_batch)
+        self.plan, self._cycle, self._stream = None, None, None
 
     @property
     def learn(self): return self.__dict__.get('_learn')
 
     @learn.setter
     def learn(self, learn):
-        if learn is None: self._finish()
+        if learn is None: self._leave()
         else: self._check(learn)
         self.__dict__['_learn'] = learn
+        if learn is not None: self._add_stream()
+
+    def __getstate__(self):
+        "Return what is copied or pickled: all but a running cycle, which belongs to this `Learner` and its optimizer."
+        return super().__getstate__() | dict(_cycle=None)
 
     def __call__(self, event_name):
         "Handle the events that have a method here, and return at once for the others."
@@ -179,7 +205,7 @@ def refuse_second_cycle(
 def _check(self:OneCycle, learn):
     "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
     refuse_second_cycle(learn)
-    plan_for(self.schedule, learn, 1)
+    plan_for(self.schedule, learn, 1, n_batch=self.n_batch)
     self._lrs_before = [] if learn.opt is None else OptAdapter(learn.opt).lrs
 
 @patch
@@ -188,6 +214,21 @@ def _finish(self:OneCycle):
     if self.__dict__.get('_cycle') is None: return
     self._cycle.finish()
     self._cycle = None
+
+@patch
+def _add_stream(self:OneCycle):
+    "Add the callback that makes epochs of `n_batch` batches, or that validates on a stream, if one is needed."
+    if self.n_batch is None and all(map(has_length, self.learn.dls.loaders)): return
+    self._stream = StreamCallback(self.n_batch)
+    self.learn.add_cb(self._stream)
+
+@patch
+def _leave(self:OneCycle):
+    "End the cycle if one is running, and take the callback for streams along."
+    self._finish()
+    if self._stream is None: return
+    self.learn.remove_cb(self._stream)
+    self._stream = None
 
 # %% ../nbs/03_callback.ipynb #8ca88b35
 @patch
@@ -202,13 +243,27 @@ def before_train(self:OneCycle):
     if self._cycle is None: self.start()
 
 @patch
+def make_plan(self:OneCycle,
+    learn, # The `Learner`, left unchanged
+    n_epoch:int, # Number of epochs
+    reset_opt:bool=False # Whether the fit will replace the optimizer
+) -> OneCyclePlan: # The values of its batches
+    "Return the plan for a fit of `learn`."
+    return plan_for(self.schedule, learn, n_epoch, reset_opt, self.n_batch)
+
+@patch
+def first_batch(self:OneCycle):
+    "Return the number in the plan of the first batch of this epoch."
+    return self.learn.epoch * self.plan.n_batch
+
+@patch
 def start(self:OneCycle):
     "Make the plan, set its first values on the optimizer and start the record."
     learn, opt = self.learn, OptAdapter(self.learn.opt)
-    self.plan = plan_for(self.schedule, learn, learn.n_epoch)
+    self.plan = self.make_plan(learn, learn.n_epoch)
     opt.restore_lr_tensors(self._lrs_before)
     self._cycle = CycleRun(self.plan, opt)
-    self._cycle.set_batch(learn.epoch * self.plan.n_batch)
+    self._cycle.set_batch(self.first_batch())
     self._share_record()
     if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
         warn('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')

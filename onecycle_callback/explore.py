@@ -15,11 +15,12 @@ from math import floor, inf, log10
 import numpy as np
 from fastcore.basics import patch
 
+from .clock import TimedPlan
 from .plot import figure_html
 from .schedule import OneCyclePlan
 
 # %% ../nbs/08_explore.ipynb #fa1dfaac
-def _with_values(plan, max_lr, n_epoch, **changes):
+def _with_values(plan, max_lr, n_epoch=1, **changes):
     "Return `plan` with `changes` to its schedule and `max_lr` for the last group; the ratios between groups stay."
     peaks = plan.at([plan.peak])[0][0]
     peaks = (*(peaks[:-1] * (max_lr / peaks[-1])).tolist(), max_lr)
@@ -33,7 +34,7 @@ def _page(plan, values):
     except ValueError as e: return f'<p>{escape(str(e))}</p>'
     figure = np.ravel(plan.plot(figsize=(10, 3.2)))[0].figure
     picture = figure_html(figure, 'Learning rate and momentum of every batch')
-    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan.table.to_html()}'
+    return f'<code>{escape(repr(plan.schedule))}</code><br>{picture}{plan._table_html()}'
 
 # %% ../nbs/08_explore.ipynb #807754bf
 def _round_numbers(low, high):
@@ -46,12 +47,13 @@ def _stops(plan):
     s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
     power, div_power = floor(log10(peak)), floor(log10(s.div_factor))
     ends = {10. ** k for k in range(7)} | {s.final_div or 1., inf}
+    n_epochs = dict(n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
     return dict(
         max_lr=(peak, sorted(_round_numbers(min(-5, power), max(1, power + 2)) | {peak})),
         div_factor=(s.div_factor, sorted(_round_numbers(0, max(3, div_power + 2)) | {s.div_factor})),
         pct_start=(s.pct_start, sorted({k / 100 for k in range(101)} | {s.pct_start})),
         final_div=(str(s.final_div), ['None', *map(str, sorted(ends))]),
-        n_epoch=(plan.n_epoch, range(1, max(50, plan.n_epoch) + 1)))
+        **({} if isinstance(plan, TimedPlan) else n_epochs))
 
 # %% ../nbs/08_explore.ipynb #2083067a
 def _sliders(widgets, plan):

@@ -8,6 +8,8 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/learner.html.md"""
 __all__ = []
 
 # %% ../nbs/04_learner.ipynb #25651f39
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -20,23 +22,27 @@ from fastcore.meta import delegates
 
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
-from .callback import OneCycle, plan_for, prospective_opt, refuse_second_cycle
+from .callback import OneCycle, prospective_opt, refuse_second_cycle, takes_cycle
+from .clock import TimedCycle
 from .internals import fit_over
-from .resume.checkpoint import CycleCheckpoint, as_checkpoint
-from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule, takes_schedule
+from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
+from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
 @patch
 @accept_fastai_names
-@takes_schedule
+@takes_cycle
 def preview_one_cycle(self:Learner,
-    cycle_len:int, # Number of epochs
-    **schedule
+    cycle_len:int|None=None, # Number of epochs
+    *,
+    minutes:float|None=None, # A budget of time instead of a number of epochs
+    **arguments
 ) -> OneCyclePlan: # Shown in a notebook as a table and a picture
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
-    return plan_for(OneCycleSchedule(**schedule), self, check_whole('cycle_len', cycle_len))
+    if minutes is not None: return _timed(cycle_len, minutes, **arguments).make_plan(self)
+    return OneCycle(**arguments).make_plan(self, check_whole('cycle_len', cycle_len))
 
 # %% ../nbs/04_learner.ipynb #631342cc
 def _check_wd(wd, opt):
@@ -92,14 +98,25 @@ def _check_epochs(
     return range(cycle_len)[start_epoch:stop_epoch]
 
 # %% ../nbs/04_learner.ipynb #61bdff3a
-def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None, checkpoint=None,
-               **schedule):
+def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
+    "Return the cycle over `minutes`; raises if they aren't a time, or if epochs are given too."
+    minutes = check_number('minutes', minutes, POSITIVE)
+    for name, value in dict(cycle_len=cycle_len, start_epoch=start_epoch or None, stop_epoch=stop_epoch).items():
+        if value is not None:
+            raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
+    return TimedCycle(minutes, **arguments)
+
+# %% ../nbs/04_learner.ipynb #098a38c1
+def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
+              checkpoint=None, **arguments):
     "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
-    cycle, epochs = OneCycle(**schedule), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    if minutes is None: cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    else: cycle, epochs = _timed(cycle_len, minutes, start_epoch, stop_epoch, **arguments), range(sys.maxsize)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
-    plan, opt = plan_for(cycle.schedule, learn, cycle_len, reset_opt), prospective_opt(learn, reset_opt)[0]
+    plan = cycle.make_plan(learn, cycle_len, reset_opt)
+    opt = prospective_opt(learn, reset_opt)[0]
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, epochs, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
@@ -108,35 +125,38 @@ def _validated(learn, cycle_len, *, wd=None, cbs=None, reset_opt=False, start_ep
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
 @accept_fastai_names
-@takes_schedule
+@takes_cycle
 def fit_one_cycle(self:Learner,
-    cycle_len:int, # Number of epochs
+    cycle_len:int|None=None, # Number of epochs
     *,
+    minutes:float|None=None, # A budget of time instead of a number of epochs
     wd=None, # Weight decay; default the Learner's `wd`
     cbs=None, # Callbacks for this fit only
     reset_opt:bool=False, # Start with a new optimizer
     start_epoch:int=0, # The epoch of the cycle to start with, counted from 0
     stop_epoch:int|None=None, # The epoch of the cycle to stop before, as in `range`; default `cycle_len`
     checkpoint:str|CycleCheckpoint|None=None, # Name of a file from which the same call resumes after a crash
-    **schedule
+    **arguments
 ):
     """Train for one cycle: the LR rises to `max_lr` and comes back, one smooth curve over all batches of all epochs.
 
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
-    cycle, epochs, wd, run = _validated(
-        self, cycle_len, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch, stop_epoch=stop_epoch,
-        checkpoint=checkpoint, **schedule)
-    if reset_opt or self.opt is None: self.create_opt()
-    if run is not None and run.is_complete: return run.finish()
-    with fit_over(self, epochs, all_batches=run and run.all_batches):
-        self.fit(cycle_len, wd=wd, cbs=[cycle] + L(run) + cbs)
+    cycle, epochs, wd, run = validated(
+        self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch,
+        stop_epoch=stop_epoch, checkpoint=checkpoint, **arguments)
+    with nullcontext() if run is None else run.held():
+        if reset_opt or self.opt is None: self.create_opt()
+        if run is not None and run.is_complete: return run.finish()
+        if minutes is not None: epochs = cycle.epochs(epochs)
+        with fit_over(self, epochs, all_batches=run and run.all_batches, stopped=run and run.stopped):
+            self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch
 @accept_fastai_names
-@delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor'])
+@delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor', 'minutes'])
 def fine_tune(self:Learner,
     epochs:int, # Number of epochs with the whole model
     base_lr:float=2e-3, # Peak LR of the last group while the others are frozen; half of it afterwards
@@ -159,15 +179,20 @@ def fine_tune(self:Learner,
     check_number('lr_mult', lr_mult, DIV_FACTOR)
     check_number('div', div, DIV_FACTOR)
     if freeze_epochs and kwargs.get('three_phase'):
-        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got True')
+        raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got '
+                         f'{kwargs["three_phase"]!r}')
     high, checkpoint = base_lr / 2, as_checkpoint(checkpoint)
+    if checkpoint is not None:
+        args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
+                    div=div)
+        checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     both = dict(final_div=final_div, **kwargs)
     if 'cbs' in both: both['cbs'] = L(both['cbs'])   # a generator would be used up by the first cycle
     frozen = dict(cycle_len=freeze_epochs, max_lr=slice(base_lr), pct_start=0.99, checkpoint=first, **both)
     whole = dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div_factor=div,
                  checkpoint=checkpoint, **both)
-    for call in [frozen, whole] if freeze_epochs else [whole]: _validated(self, **call)
+    for call in [frozen, whole] if freeze_epochs else [whole]: validated(self, **call)
     self.freeze()
     if freeze_epochs: self.fit_one_cycle(**frozen)
     self.unfreeze()

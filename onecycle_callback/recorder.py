@@ -1,4 +1,4 @@
-"""`Recorder.plot_lr` and `Recorder.plot_sched`: what was used
+"""`Recorder.plot_lr`, `Recorder.plot_sched` and `Recorder.to_frame`: what was used
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 
@@ -8,19 +8,25 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 __all__ = []
 
 # %% ../nbs/05_recorder.ipynb #0ef0e680
+from bisect import bisect_left
+
 import numpy as np
+import torch
 from fastai.callback.core import Callback
 from fastai.callback import schedule as _fastai_patches   # its own `plot_sched` must be in place before it is replaced
 from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .plot import plot_hypers
+from .clock import TimedPlan
+from .frame import batch_frame
+from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
 def __call__(self:Recorder, event_name):
     "Handle an event as any `Callback` does; at the first training epoch of a fit, drop what an earlier fit recorded."
+    if event_name != 'after_fit' and not hasattr(type(self), event_name): return   # as most events of a batch
     result = Callback.__call__(self, event_name)
     if event_name == 'before_train': self._start_epoch_record()
     return result
@@ -28,9 +34,11 @@ def __call__(self:Recorder, event_name):
 @patch
 def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
-    if getattr(self, 'train_iter', 0) == 0: self.hps, self.plan, self.starts = {}, None, {}
-    recorded = self.hps.get('lr', vars(self).get('lrs', ()))
-    self.starts.setdefault(getattr(self, 'epoch', 0), len(recorded))
+    is_first = getattr(self, 'train_iter', 0) == 0
+    lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
+    if is_first: self.hps, self.plan, self.starts = {}, None, {}
+    if losses or is_first: self.batch_lrs, self.batch_losses = lrs, losses
+    self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', lrs)))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
@@ -39,6 +47,25 @@ def __getstate__(self:Recorder):
     return self.__dict__ | dict(plan=None)
 
 # %% ../nbs/05_recorder.ipynb #8964f8a8
+def _batch_numbers(starts, places, n_batch):
+    "Return the number in the cycle of the batches at `places` in the record, from the places at which epochs start."
+    epochs, firsts = np.array(list(starts)), np.array(list(starts.values()))
+    epoch = np.searchsorted(firsts, places, 'right') - 1
+    return epochs[epoch] * n_batch + places - firsts[epoch]
+
+# %% ../nbs/05_recorder.ipynb #723396b8
+def _in_plan(recorder, places):
+    "Return where in the plan the batches at `places` in the record are: their numbers, or the ticks of the clock."
+    plan = recorder.plan
+    if not isinstance(plan, TimedPlan): return _batch_numbers(recorder.starts, places, plan.n_batch)
+    return plan.ticks([recorder.hps['minutes'][i] for i in places.tolist()])
+
+def _places_of_knots(starts, n, plan):
+    "Return the places in a record of `n` batches at which the phases of `plan` end, or the next batch if it has none."
+    def batch_number(place): return _batch_numbers(starts, place, plan.n_batch)
+    return [bisect_left(range(n), knot, key=batch_number) for knot in plan._knots]
+
+# %% ../nbs/05_recorder.ipynb #f9dff957
 def _drawable(recorder, keys):
     "Return the arguments with which `plot_hypers` draws `keys` (default all) of the current fit."
     hps = vars(recorder).get('hps', {})
@@ -50,18 +77,18 @@ def _drawable(recorder, keys):
         raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, '
                          f'got {", ".join(map(str, wrong))}')
     n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
-    hypers = {k: hps[k][:n] for k in (L(keys) or hps)}
+    names = list(L(keys) or hps)
     starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    if plan is None: return dict(hypers=hypers, epochs=starts)
-    batches = _batch_numbers(starts, n, plan.n_batch)
-    if 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
+    is_timed = isinstance(plan, TimedPlan)
+    knots, smooth = ([], ()) if plan is None or is_timed else (_places_of_knots(starts, n, plan), plan._hyper_names)
+    spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
+    places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
+    hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
+    batches = places if plan is None else _in_plan(recorder, places)
+    if plan is not None and 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
+    if plan is None or is_timed: return dict(hypers=hypers, batches=places, epochs=starts)
     epochs = {epoch: epoch * plan.n_batch for epoch in starts}
     return dict(hypers=hypers, batches=batches, epochs=epochs, peak=plan.peak)
-
-def _batch_numbers(starts, n, n_batch):
-    "Return the number in the cycle of each of `n` recorded batches, from the records at which epochs start."
-    lengths = np.diff([*starts.values(), n])
-    return np.concatenate([epoch * n_batch + np.arange(length) for epoch, length in zip(starts, lengths)])
 
 # %% ../nbs/05_recorder.ipynb #c299c093
 @patch
@@ -83,3 +110,24 @@ def plot_sched(self:Recorder,
 ): # The axes: a single one, or a list
     "Draw each hyper-parameter that a scheduler set in the last fit; raises `ValueError` if none was recorded."
     return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)
+
+# %% ../nbs/05_recorder.ipynb #adce2092
+def _losses(recorder, n):
+    "Return the training loss of each of `n` recorded batches, or `None` if the data has no targets."
+    losses = recorder.batch_losses
+    return torch.stack(losses[:n]).double().cpu().numpy() if len(losses) >= n else None
+
+@patch
+def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or `lr_0`, …), `mom`, `train_loss`, …
+    "Return the record of the last fit as a table with one row per batch; raises `ValueError` if there is none."
+    hps = vars(self).get('hps') or {'lr': vars(self).get('batch_lrs', [])}
+    n = min(map(len, hps.values()))
+    if n == 0: raise ValueError('recorder holds no batch yet: train first, for example with learn.fit_one_cycle(1)')
+    columns = {name: values[:n] for name, values in hps.items()}
+    lr, mom = columns.pop('lr', self.batch_lrs[:n]), columns.pop('mom', None)
+    epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
+    places = np.arange(n)
+    batches = places if self.plan is None else _in_plan(self, places)
+    if self.plan is not None: lr = self.plan.at(batches)[0]     # of all groups
+    if isinstance(self.plan, TimedPlan): batches = places
+    return batch_frame(dict(epoch=epochs, batch=batches), lr=lr, mom=mom, train_loss=_losses(self, n), **columns)

@@ -9,8 +9,14 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers import copy_tree
-import onecycle_callback  # noqa: F401 (patches the Learner that the tests train)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "Make slow all but the first case of each test that is marked as a matrix."
+    seen = set()
+    for item in items:
+        test = item.nodeid.partition('[')[0]
+        if item.get_closest_marker('matrix') and test in seen: item.add_marker('slow')
+        seen.add(test)
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -20,6 +26,7 @@ def close_figures():
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
     "The folder of the whole site, built from clean in a copy of the project."
+    from helpers import copy_tree     # not above: the process that only starts the workers needs no fastai
     tree = copy_tree(tmp_path_factory.mktemp('site'))
     run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -74,6 +74,24 @@ class At(Callback):
     def before_batch(self): self._maybe('before_batch')
     def after_batch(self): self._maybe('after_batch')
 
+class Time:
+    "The time in seconds. It has slots, so that no checkpoint turns it back."
+    __slots__ = 'now',
+    def __init__(self): self.now = 1000.
+    def __call__(self): return self.now
+
+class Passes(Callback):
+    "Let seconds pass with each training batch and validation; stalls are extra ones after some of them."
+    order = -5
+    def __init__(self, time, train=1, valid=3, stalls=None, valid_stalls=None):
+        self.tell, self.train_s, self.valid_s = lambda: time, train, valid
+        self.stalls, self.valid_stalls, self.began = stalls or {}, valid_stalls or {}, []
+    def before_batch(self):
+        if self.training: self.began.append(self.tell().now - 1000)
+    def after_batch(self):
+        if self.training: self.tell().now += self.train_s + self.stalls.get(self.train_iter, 0)
+    def after_validate(self): self.tell().now += self.valid_s + self.valid_stalls.get(self.epoch, 0)
+
 def throw(error):
     def act(): raise error
     return act

@@ -49,7 +49,7 @@ def results(learn):
     r = learn.recorder
     return dict(weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps, values=[list(v) for v in r.values],
                 lrs=list(r.lrs), iters=list(r.iters), opt=list(learn.opt.hypers), seen=learn.model[4].seen, calls=learn.model[4].calls,
-                smooth=float(r.smooth_loss.val), final=list(learn.final_record), starts=r.starts,
+                smooth=float(r.smooth_loss.val), final=list(learn.final_record), starts=r.starts, frame=r.to_frame().to_dict('list'),
                 draws=(random.random(), np.random.rand(), torch.rand(2)))
 
 def assert_same(a, b, where=''):

@@ -5,6 +5,8 @@ from fastai.learner import load_learner
 
 from helpers import Spy, collab, language_model, tabular, text_classifier, vision
 
+pytestmark = pytest.mark.matrix
+
 def why_no_vision():
     try: import fastai.vision.all  # noqa: F401
     except (ImportError, RuntimeError) as e: return f'{type(e).__name__}: {e}'

@@ -50,6 +50,7 @@ SCHEDULE = [
     *[case('anneal', 'finite number', got, anneal=f)
       for f, got in ((returns_nan, 'nan'), (returns_none, 'None'), (returns_text, "'x'"))],
     *each('three_phase', 'True or False', 1, 'yes', None),
+    *each('n_batch', 'at least 1', 0, -1, 2.5, True, '1000', nan),
     case('pct_start', 'at most 0.5', three_phase=True, pct_start=.7),
     case('final_div', 'finite', anneal='exp', final_div=inf),
     case('moms', 'above 0', anneal='exp', moms=(.9, 0)),
@@ -63,6 +64,10 @@ SCHEDULE = [
 LENGTH = [*each('cycle_len', 'at least 1', 0, -1, 2.5, True, '10', None, nan),
           case('cycle_len', 'twice', n_epoch=3, cycle_len=4),
           case('cycle_len', 'twice', got='4', n_epoch=3, cyc_len=4)]
+
+MINUTES = [*each('minutes', 'above 0', 0, -1, nan, inf, '30', True),
+           case('cycle_len', 'left out with minutes', minutes=30, cycle_len=3),
+           case('cycle_len', 'left out with minutes', got='3', minutes=30, n_epoch=3)]
 
 FIT = [*each('start_epoch', 'between 0 and 2', -1, 3, 1.5, True, None),
        *each('stop_epoch', 'between 1 and 3', 0, 4, 1.5, False),
@@ -86,6 +91,8 @@ FINE_TUNE = [*each('pct_start', 'between 0 and 1', 1.5),
              *each('freeze_epochs', 'at least 0', -1, 1.5),
              *each('epochs', 'at least 1', 0, 2.5),
              *each('wd', 'at least 0', 'much'),
+             *each('n_batch', 'at least 1', 0, 2.5),
+             case('minutes', 'it takes epochs', got='30', minutes=30),
              case('three_phase', 'with freeze_epochs', three_phase=True),
              case('nonsense', 'freeze_epochs', nonsense=1)]
 
@@ -118,6 +125,16 @@ def test_schedule(learn, call, kwargs, name, allowed, got):
 def test_length(learn, method, kwargs, name, allowed, got):
     refused(learn, lambda: getattr(learn, method)(**kwargs), name, allowed, got)
 
+@pytest.mark.parametrize('kwargs, name, allowed, got', MINUTES)
+@pytest.mark.parametrize('method', ['fit_one_cycle', 'preview_one_cycle'])
+def test_minutes(learn, method, kwargs, name, allowed, got):
+    refused(learn, lambda: getattr(learn, method)(**kwargs), name, allowed, got)
+
+@pytest.mark.parametrize('kwargs', [dict(start_epoch=1), dict(stop_epoch=1)], ids=str)
+def test_parts_of_a_cycle_by_the_clock(learn, kwargs):
+    [(name, value)] = kwargs.items()
+    refused(learn, lambda: learn.fit_one_cycle(minutes=30, **kwargs), name, 'left out with minutes', [str(value)])
+
 @pytest.mark.parametrize('kwargs, name, allowed, got', FIT)
 def test_arguments_of_the_fit(learn, kwargs, name, allowed, got):
     refused(learn, lambda: learn.fit_one_cycle(3, .1, **kwargs), name, allowed, got)
@@ -138,13 +155,14 @@ def test_positions_of_fastai_2(learn, args, name, allowed):
 class NoLength(IterableDataset):
     def __iter__(self): yield torch.ones(3), torch.ones(1)
 
-@pytest.mark.parametrize('loader, allowed', [(torch.utils.data.DataLoader(NoLength(), batch_size=1), 'have a length'),
-                                             ([], 'at least one batch')], ids=['no length', 'empty'])
+@pytest.mark.parametrize('loader, kwargs, allowed', [
+    (torch.utils.data.DataLoader(NoLength(), batch_size=1), {}, 'give the number of batches of an epoch as n_batch'),
+    ([], {}, 'at least one batch'), ([], dict(n_batch=3), 'at least one batch')], ids=['no length', 'empty', 'empty with n_batch'])
 @pytest.mark.parametrize('call', CALLS)
-def test_loaders(call, loader, allowed):
+def test_loaders(call, loader, kwargs, allowed):
     learn = learner()
     learn.dls.loaders[0] = loader
-    refused(learn, lambda: CALLS[call](learn, {}), 'train', allowed)
+    refused(learn, lambda: CALLS[call](learn, kwargs), 'train', allowed)
 
 @pytest.mark.parametrize('call', CALLS)
 def test_no_momentum_to_set(call):

@@ -14,6 +14,8 @@ from fastai.callback.training import ShortEpochCallback
 from helpers import At, Spy, groups_of, learner, momentum, throw
 from onecycle_callback import OneCycle, OneCycleSchedule
 
+pytestmark = pytest.mark.matrix
+
 def recorded(learn, n):
     "Check that the record holds the first `n` batches, that they can be drawn, and that momentum is restored."
     plan = learn.recorder.plan
@@ -161,6 +163,7 @@ def bytes_per_batch(n_groups, n=2000):
     assert len(learn.recorder.hps['lr']) == n
     return left / n
 
+@pytest.mark.slow
 def test_memory_of_the_record_does_not_grow_with_groups():
     one, many = bytes_per_batch(1), bytes_per_batch(50)
     assert 64 <= one <= 72 and abs(many - one) < 2      # two numbers and their places in two lists

@@ -19,6 +19,8 @@ from helpers import frozen_state
 from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 
+pytestmark = pytest.mark.matrix
+
 def with_training_metrics(path):
     learn = learner(path)
     learn.recorder.train_metrics = True
@@ -68,6 +70,7 @@ def test_every_learner(uninterrupted, tmp_path, name):
     interrupt(LEARNERS[name], tmp_path, 30, 7)
     assert_same(results(resume(LEARNERS[name], tmp_path, 7)), uninterrupted(name))
 
+@pytest.mark.slow
 def test_workers_between_epochs(uninterrupted, tmp_path):
     interrupt(LEARNERS['two workers'], tmp_path, 30)
     assert_same(results(resume(LEARNERS['two workers'], tmp_path)), uninterrupted('two workers'))

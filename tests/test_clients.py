@@ -28,6 +28,7 @@ def trained_as_planned(learn, spy, n):
 
 # autogluon.tabular 1.6.3, models/fastainn/tabular_nn_fastai.py
 
+@pytest.mark.slow
 def test_autogluon(tmp_path):
     set_seed(0)
     dls = DataLoaders.from_dsets(data(), data(), bs=8, device='cpu')
@@ -66,6 +67,7 @@ def test_blurr_frozen():
     assert trained_as_planned(learn, spy, 36).schedule.max_lr == 1e-3
     assert all(map(torch.equal, before, learn.model.body.parameters()))
 
+@pytest.mark.slow
 def test_blurr_unfrozen_with_callbacks_of_this_fit():
     learn, spy = blurr_learner(), Spy()
     learn.unfreeze()

@@ -7,6 +7,7 @@ from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 from crash import crash  # noqa: E402
+from hostile import hostile  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -23,3 +24,11 @@ def test_interrupted(figures, name): assert figures[name] == dict(first_process=
 
 def test_a_disk_that_is_full_for_a_while(figures):
     assert figures['full_disk'] == dict(first_process='ended', warned=True, torn=False, equal=True)
+
+@pytest.fixture(scope='module')
+def attacked(tmp_path_factory): return hostile(8, seed=1, root=tmp_path_factory.mktemp('hostile'), n_damages=20)
+
+@pytest.mark.parametrize('name', ['damages_accepted', 'torn_files', 'different_runs', 'different_logs'])
+def test_nothing_comes_through(attacked, name): assert attacked[name] == 0
+
+def test_the_attacks_took_place(attacked): assert attacked['kills'] >= 8 and attacked['resumes'] > 0 and attacked['damages'] > 100

@@ -15,6 +15,7 @@ import onecycle_callback.distributed
 from helpers import dataset
 from interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
+from onecycle_callback.resume.lock import RunLock
 
 TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
@@ -32,7 +33,7 @@ def run_jobs(folder, *jobs):
 
 @pytest.fixture(scope='module')
 def jobs(tmp_path_factory):
-    names = 'cycles', 'refused', 'after', 'uninterrupted'
+    names = 'cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed'
     return dict(zip(names, run_jobs(tmp_path_factory.mktemp('jobs'), *names)))
 
 N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
@@ -66,6 +67,61 @@ def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
         assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata', 'indexed'])
+def test_epochs_of_so_many_batches(jobs, name):
+    first, second = (run[name] for run in jobs['streams'])
+    for key in ('lrs', 'moms', 'hps', 'weights', 'n_batch', 'plan_lrs', 'values'): assert first[key] == second[key], key
+    assert first['lrs'] == first['plan_lrs'] and len(first['lrs']) == 15 and first['n_batch'] == 5
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata'])
+def test_each_process_trains_on_a_stream_of_its_own(jobs, name):
+    for rank, run in enumerate(jobs['streams']):
+        seen = [round(100 * x) for _, items in run[name]['items'] for x in items]
+        assert seen == list(range(rank, 120, 2))
+
+@pytest.mark.slow
+def test_a_loader_with_an_index_is_dealt_out_in_each_pass(jobs):
+    items = [[items for _, items in run['indexed']['items']] for run in jobs['streams']]
+    for first in (0, 7): assert sorted(sum(items[0][first:first + 7] + items[1][first:first + 7], [])) == sorted(x[0].item() for x, _ in dataset(56))
+
+@pytest.mark.slow
+def test_a_validation_stream_is_refused_everywhere(jobs):
+    for message, untouched in jobs['refused_stream']: assert 'dls.valid must have a length where several processes train' in message and untouched
+
+@pytest.mark.slow
+def test_streams_resume_in_each_process(jobs, tmp_path):
+    out, err = start(TESTS / 'distributed_worker.py', 'stream_killed', tmp_path).communicate(timeout=300)
+    assert 'Signal 9' in err, out + err
+    [resumed] = run_jobs(tmp_path, 'stream_resumed')
+    assert resumed == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
+
+def assert_timed(runs, seconds):
+    "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
+    first, second = runs
+    for key in ('lrs', 'hps', 'weights', 'plan_lrs'): assert first[key] == second[key], key
+    assert [values[1:] for values in first['values']] == [values[1:] for values in second['values']]     # the losses on training data differ
+    assert first['lrs'] == first['plan_lrs'] and first['lrs'][-1] == first['end'] == [.01 / 25]
+    assert seconds <= first['seconds'] <= seconds + .01 + .03 and second['seconds'] == pytest.approx(2 * first['seconds'])
+
+@pytest.mark.slow
+def test_all_processes_use_the_clock_of_rank_0(jobs):
+    assert_timed(jobs['timed'], 1.2)
+
+@pytest.mark.slow
+def test_the_clock_is_not_read_at_every_batch(jobs):
+    first, second = jobs['timed']
+    assert second['reads'] == [] and 120 / 16 < len(first['reads']) < len(first['lrs']) / 4
+
+@pytest.mark.slow
+def test_processes_resume_with_the_time_that_is_left(tmp_path):
+    out, err = start(TESTS / 'distributed_worker.py', 'timed_killed', tmp_path).communicate(timeout=300)
+    assert 'Signal 9' in err, out + err
+    [runs] = run_jobs(tmp_path, 'timed_resumed')
+    assert runs[0]['reads'][0] == 45     # the batches of before
+    assert_timed(runs, 1.2 - .45 - 3 * .03)
+
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
     "Kill one process in mid-cycle, then both, then let the cycle end; return what each start printed, and the last results."
@@ -86,6 +142,15 @@ def test_a_killed_cycle_ends_with_the_same_bits(jobs, killed, job):
     assert killed[1][job] == jobs['uninterrupted']
     first, second = jobs['uninterrupted']
     assert first['draw'] != second['draw'] and len(first['losses']) == 4 * 12
+
+@pytest.mark.slow
+def test_a_run_in_use_is_refused_everywhere(tmp_path):
+    "Rank 0 finds the lock taken, here by this process."
+    lock = RunLock(tmp_path / 'models/run1.cycle')
+    lock.acquire()
+    try: messages, = run_jobs(tmp_path, 'in_use')
+    finally: lock.release()
+    for message in messages: assert f'is in use: process {os.getpid()} on ' in message
 
 @pytest.mark.slow
 def test_bar_and_table_of_a_killed_cycle(killed):
@@ -162,6 +227,7 @@ class InCtx(DistributedTrainer):
 LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items, **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4), drop_last=st.booleans())
 def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):

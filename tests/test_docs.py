@@ -82,7 +82,7 @@ def test_which_cell_shows_a_name():
     assert shown_name(new_code_cell('x = show_doc')) is None and shown_name(new_markdown_cell('show_doc(a)')) is None
 
 def test_members_are_public_documented_and_no_events():
-    assert members(OneCyclePlan) == ['peak', 'at', 'lrs', 'moms', 'table', 'plot']
+    assert members(OneCyclePlan) == ['peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot']
     assert members(OneCycleSchedule) == ['plan']
     assert 'start' in members(OneCycle) and not {'before_batch', 'learn', 'order'} & set(members(OneCycle))
 

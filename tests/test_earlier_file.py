@@ -40,7 +40,7 @@ def bits(learn):
     "Return what must be equal in the end."
     momentum = [state['grad_avg'] for state in learn.opt.state.values()]
     return dict(weight=learn.model.weight.tolist(), calls=learn.model.calls, momentum=[m.tolist() for m in momentum], hps=learn.recorder.hps,
-                n_losses=len(learn.recorder.losses), valid_losses=[row[1] for row in learn.recorder.values],
+                n_losses=len(learn.recorder.losses), frame=learn.recorder.to_frame().to_dict('list'), valid_losses=[row[1] for row in learn.recorder.values],
                 draws=(random.random(), torch.rand(2).tolist()))
 
 class Stop(Callback):

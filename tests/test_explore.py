@@ -16,6 +16,8 @@ from traitlets import TraitError
 from helpers import learner
 from onecycle_callback import OneCyclePlan, OneCycleSchedule
 
+pytestmark = pytest.mark.matrix
+
 NAMES = ['max_lr', 'div_factor', 'pct_start', 'final_div', 'n_epoch']
 
 class Explorer:
@@ -109,6 +111,7 @@ without_pixels = patch('matplotlib.figure.Figure.savefig', lambda *args, **kwarg
 @settings(max_examples=25, deadline=None)
 @given(max_lr=st.floats(1e-9, 1e3), div_factor=st.floats(1, 1e6), pct_start=st.floats(0, 1), final_div=st.none() | st.just(np.inf) | st.floats(1, 1e9),
        n_epoch=st.integers(1, 80))
+@pytest.mark.slow
 def test_every_plan_fits_between_the_ends_of_its_sliders(max_lr, div_factor, pct_start, final_div, n_epoch):
     plan = OneCycleSchedule(max_lr, div_factor, pct_start, final_div).plan(n_epoch, 3)
     explorer = Explorer(plan)
@@ -116,6 +119,7 @@ def test_every_plan_fits_between_the_ends_of_its_sliders(max_lr, div_factor, pct
     for s in explorer.sliders.values():      # a stop is known by the label next to it, so that a front end has nothing to round
         assert isinstance(s, ipywidgets.SelectionSlider) and len(s.options) == len({str(o) for o in s.options})
 
+@pytest.mark.slow
 @without_pixels
 @settings(max_examples=15, deadline=None)
 @given(ends=st.tuples(*[st.sampled_from([0, -1])] * 5), anneal=st.sampled_from(['cos', 'linear', 'exp']), three_phase=st.booleans())

@@ -17,6 +17,8 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 
 from helpers import ROOT, Spy, groups_of, learner
 
+pytestmark = pytest.mark.matrix
+
 WORKS, NOTE, REFUSES = 'works', 'works, with a note', 'refuses'
 ROWS, HERE = {}, f'tests/{Path(__file__).name}'
 

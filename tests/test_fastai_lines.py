@@ -7,6 +7,8 @@ from fastai.basics import defaults
 from helpers import Spy, collab, language_model, tabular, text_classifier
 from onecycle_callback import OneCycleSchedule
 
+pytestmark = pytest.mark.matrix
+
 MOMS, TEXT_MOMS = (.95, .85, .95), (.8, .7, .8)      # fastai's default, and that of its text learners
 FIVE = [1e-5, 10**-4.5, 1e-4, 10**-3.5, 1e-3]
 
@@ -48,6 +50,7 @@ def test_a_cycle(make, line, cycle, tmp_path):
     assert len(lrs) == cycle['n_epoch'] * len(learn.dls.train)
     if 'wd=.1' in line: assert [h['wd'] for h in learn.opt.hypers] == [.1] * 4
 
+@pytest.mark.slow
 def test_fine_tune(tmp_path):
     learn = text_classifier(tmp_path)[0]
     frozen, whole = run(learn, 'learn.fine_tune(3, freeze_epochs=2)')

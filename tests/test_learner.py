@@ -8,6 +8,8 @@ from fastai.basics import SGD, Adam, Callback, OptimWrapper, partial
 
 from helpers import Spy, frozen_state, learner
 
+pytestmark = pytest.mark.matrix
+
 OPTS = dict(sgd=partial(SGD, mom=.9), adam=Adam, torch_sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9),
             adamw=partial(OptimWrapper, opt=torch.optim.AdamW))
 LRS = dict(number=.1, slice_high=slice(.1), slice_both=slice(1e-3, .1), each=[.01, .03, .1], default=None)

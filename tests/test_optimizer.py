@@ -10,6 +10,8 @@ from fastai.optimizer import Lamb, Larc, Lookahead, QHAdam, RAdam, RMSProp, rang
 
 from helpers import Spy, groups_of, learner
 
+pytestmark = pytest.mark.matrix
+
 FASTAI = dict(SGD_mom=(partial(SGD, mom=.9), True), SGD=(SGD, False), RMSProp_mom=(partial(RMSProp, mom=.9), True),
               RMSProp=(RMSProp, False), Adam=(Adam, True), RAdam=(RAdam, True), QHAdam=(QHAdam, True),
               Larc=(Larc, True), Larc_no_mom=(partial(Larc, mom=0.), False), Lamb=(Lamb, True), ranger=(ranger, True),

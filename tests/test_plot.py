@@ -1,11 +1,16 @@
 """Pictures of a plan and of a record."""
 import itertools
+import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from helpers import learner
 from onecycle_callback import OneCycleSchedule
+from onecycle_callback.plot import MOST_POINTS
+
+pytestmark = pytest.mark.matrix
 
 @pytest.mark.parametrize('n_epoch, n_batch', list(itertools.product([1, 3, 10, 300], [1, 4])))
 def test_any_number_of_epochs(n_epoch, n_batch):
@@ -46,3 +51,23 @@ def test_a_record_on_axes_of_ones_own():
     _, ax = plt.subplots()
     assert learn.recorder.plot_lr(ax=ax) is ax
     with pytest.raises(ValueError, match='ax must be 2 axes'): learn.recorder.plot_lr(show_moms=True, ax=ax)
+
+def test_up_to_as_many_batches_as_pixels_are_all_drawn():
+    plan = OneCycleSchedule(.1, moms=False).plan(1, MOST_POINTS)
+    assert plan.plot().lines[0].get_xdata().tolist() == list(range(MOST_POINTS))
+
+def sine(start, end, pos): return start + (end - start) * math.sin(pos * math.pi / 2)
+
+@pytest.mark.parametrize('n_batch', [1234, 10**5])
+@pytest.mark.parametrize('kwargs', [{}, dict(pct_start=.123), dict(three_phase=True), dict(anneal=sine)], ids=' '.join)
+def test_a_long_plan_is_drawn_at_its_knots_epochs_and_some_more_batches(kwargs, n_batch):
+    plan = OneCycleSchedule([.01, .1], **kwargs).plan(100, n_batch, 2)
+    left, right = plan.plot()
+    marks = [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == ':']
+    x = left.lines[0].get_xdata()
+    knots = [0, plan.peak, len(plan) - 1] + [2 * plan.peak] * plan.schedule.three_phase
+    assert {*knots, *marks} <= set(x.tolist()) and MOST_POINTS <= len(x) < MOST_POINTS + 20
+    lrs, moms = plan.at(x)
+    assert drawn(left, len(x)) == lrs.T.tolist() and drawn(right, len(x)) == [moms.tolist()]
+    assert np.diff(x).max() <= len(plan) / (MOST_POINTS - 1) + 1
+    assert left.texts[0].get_text() == f'0.1 at batch {plan.peak}'

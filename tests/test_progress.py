@@ -7,6 +7,8 @@ import interrupted
 from interrupted import N_EPOCH, Interrupt, bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint
 
+pytestmark = pytest.mark.matrix
+
 N_BATCH = 30
 
 def learner(path, **kwargs): return interrupted.learner(path, N_BATCH, **kwargs)

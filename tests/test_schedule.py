@@ -1,6 +1,7 @@
 """`OneCycleSchedule` and `OneCyclePlan` against torch, fastai and numbers by hand, and their properties."""
 import math
 import pickle
+import re
 import tracemalloc
 import warnings
 
@@ -31,6 +32,7 @@ def peak_of(pct_start, n): return min(math.floor(pct_start * n + .5), n - 1)
 LENGTHS = [(n, pct) for n in (1, 2, 3, 4, 5, 10, 33, 100, 1000) for pct in (0., .01, .1, .25, .3, .5, .77, .99)]
 LATER, AT_ONCE = ([(n, pct) for n, pct in LENGTHS if (peak_of(pct, n) > 0) is later] for later in (True, False))
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('n, pct', LATER)
 @pytest.mark.parametrize('anneal', ['cos', 'linear'])
 def test_equals_torch(n, pct, anneal):
@@ -203,3 +205,89 @@ def test_a_plan_of_a_million_batches_and_a_hundred_groups_is_small_until_looked_
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6
+
+@pytest.mark.parametrize('n_groups, moms, columns', [
+    (1, None, ['lr', 'mom']), (1, False, ['lr']), (3, None, ['lr_0', 'lr_1', 'lr_2', 'mom'])])
+def test_frame_has_a_row_for_each_batch(n_groups, moms, columns):
+    plan = OneCycleSchedule(.1, moms=moms).plan(2, 5, n_groups)
+    frame = plan.to_frame()
+    assert frame.columns.tolist() == ['epoch', 'batch', *columns] and frame.index.tolist() == list(range(10))
+    assert frame.epoch.tolist() == [0] * 5 + [1] * 5 and frame.batch.tolist() == list(range(10))
+    lrs = frame.filter(like='lr').to_numpy()
+    assert (lrs == plan.lrs).all() and (moms is False or (frame.mom == plan.moms).all())
+
+def test_the_values_of_a_plan_take_little_more_than_they_hold():
+    plan = OneCycleSchedule(.1).plan(100, 10_000, 3)
+    tracemalloc.start()
+    held = plan.lrs.nbytes + plan.moms.nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * held
+
+def test_a_pickled_plan_is_as_small_as_before_it_was_looked_at():
+    plan = OneCycleSchedule(.1).plan(100, 1000)
+    before = len(pickle.dumps(plan))
+    assert plan.lrs.size == 100_000 and len(pickle.dumps(plan)) == before
+
+def test_batches_in_any_order():
+    plan = OneCycleSchedule(slice(.01, .1), pct_start=.4).plan(10, 10, 2)
+    batches = np.random.default_rng(0).permutation(100)
+    lrs, moms = plan.at(batches)
+    assert (lrs == plan.lrs[batches]).all() and (moms == plan.moms[batches]).all()
+
+@pytest.mark.parametrize('n_epoch', [61, 300])
+@pytest.mark.parametrize('pct_start', [0, .02, .3, 1])
+def test_a_long_table_is_shown_at_its_ends_and_around_the_peak(n_epoch, pct_start):
+    plan = OneCycleSchedule(.1, pct_start=pct_start).plan(n_epoch, 10)
+    peak = plan.peak // 10
+    wanted = sorted({*range(5), *range(peak - 2, peak + 3), *range(n_epoch - 5, n_epoch)} & set(range(n_epoch)))
+    rows = re.findall(r'<th>(\d+|\.\.\.)</th>', plan._repr_html_())
+    assert [int(row) for row in rows if row != '...'] == wanted and len(plan.table) == n_epoch
+    assert rows.count('...') == sum(after > before + 1 for before, after in zip(wanted, wanted[1:]))
+
+def test_a_table_of_sixty_epochs_is_shown_whole():
+    html = OneCycleSchedule(.1).plan(60, 1)._repr_html_()
+    assert re.findall(r'<th>(\d+|\.\.\.)</th>', html) == list(map(str, range(60)))
+
+def math_curve(start, end, pos): return start + (end - start) * math.sin(pos * math.pi / 2)
+def numpy_curve(start, end, pos): return start + (end - start) * np.minimum(1, 2 * pos)
+def branching(start, end, pos): return start if pos < .5 else end
+def constant(start, end, pos): return end
+def rounded(start, end, pos): return start + (end - start) * (pos if np.ndim(pos) == 0 else np.round(pos, 6))
+
+def counted(curve):
+    "Return `curve`, and a list of what it is called with."
+    calls = []
+    def call(start, end, pos):
+        calls.append(np.size(pos))
+        return curve(start, end, pos)
+    return call, calls
+
+@pytest.mark.parametrize('n', [3, 1000, 10**6])
+@pytest.mark.parametrize('curve', [math_curve, branching])
+def test_own_curve_is_checked_at_no_more_than_a_thousand_batches(curve, n):
+    call, calls = counted(curve)
+    OneCycleSchedule(.1, anneal=call, moms=False).plan(1, n)
+    assert sum(size for size in calls if size == 1) <= 1000
+
+@pytest.mark.parametrize('curve, in_arrays', [(math_curve, False), (branching, False), (rounded, False),
+                                              (numpy_curve, True), (constant, True)])
+@pytest.mark.parametrize('n', [10, 5000])
+def test_own_curve_is_called_with_arrays_if_they_give_the_same(curve, in_arrays, n):
+    call, calls = counted(curve)
+    plan = OneCycleSchedule(slice(.01, .1), anneal=call).plan(1, n, 2)
+    calls.clear()
+    values = plan.lrs, plan.moms
+    assert (len(calls) < sum(calls) if in_arrays else max(calls) == 1 and len(calls) == 3 * (n - 3))
+    p, (start, _), (peak, _) = plan.peak, plan.at([0]), plan.at([plan.peak])
+    wanted = [[curve(s, e, i / p) for s, e in zip(start[0], peak[0])] for i in range(1, p)]
+    assert values[0][1:p].tolist() == wanted
+
+def spiky(start, end, pos): return np.where(np.abs(pos - .123456) < 1e-5, np.nan, start + (end - start) * pos)
+def spiky_number(start, end, pos): return math.nan if abs(pos - .123456) < 1e-5 else start + (end - start) * pos
+
+@pytest.mark.parametrize('curve', [spiky, spiky_number])
+def test_a_bad_value_that_shows_later_names_function_position_and_value(curve):
+    plan = OneCycleSchedule(.1, anneal=curve).plan(1, 10**6)
+    message = rf'anneal returns, {curve.__name__}\(0.004, 0.1, 0.12344\d+\), must be a finite number, got nan'
+    with pytest.raises(ValueError, match=message): plan.lrs

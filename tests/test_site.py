@@ -71,6 +71,11 @@ def test_the_names_that_must_be_found_are():
              'schedule.html#anneal_cos', 'demo.html#main', *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
     assert names <= set(public_api())
 
+def parameters(obj):
+    "Return the names of the parameters of `obj` that it must describe: not those of a constructor that a class inherits, nor `_`."
+    if isinstance(obj, type) and not {'__init__', '__new__'} & vars(obj).keys(): return []
+    return [p for p in inspect.signature(obj).parameters if p not in ('self', '_')]
+
 def missing_from(pages, api):
     "Return what in `api` has no section, or no row in its section's table for one of its parameters."
     missing = []
@@ -80,7 +85,7 @@ def missing_from(pages, api):
         if not where: missing.append(link); continue
         section = where if where.name == 'section' else where.find_next('section')
         described = {code.text for row in section.select('table tr') if (code := row.select_one('td:first-child code'))}
-        if callable(obj): missing += [f'{link}({p})' for p in inspect.signature(obj).parameters if p != 'self' and p not in described]
+        if callable(obj): missing += [f'{link}({p})' for p in parameters(obj) if p not in described]
     return missing
 
 def test_every_public_name_has_a_section_with_its_parameters(pages): assert missing_from(pages, public_api()) == []

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
+from itertools import count
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -17,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 
 from helpers import ROOT
 from interrupted import bars, epochs_shown, learner, rows
+from onecycle_callback import clock
 
 pytestmark = pytest.mark.slow
 
@@ -185,8 +188,10 @@ def test_script(tmp_path):
     weights = torch.load(tmp_path / 'weights.pt')
     assert all(torch.equal(weights[name], value) for name, value in calm.model.state_dict().items())
 
-def test_readme(tmp_path, capsys):
-    "Every line, on a Learner with all its default callbacks; then the same script again, as its comment says."
+def test_readme(tmp_path, capsys, monkeypatch):
+    "Every line, on a Learner with all its default callbacks; then the same script again, as its comment says. Half an hour is 180 looks at the clock."
+    seconds = count(step=10)
+    monkeypatch.setattr(clock, 'Clock', partial(clock.Clock, time=lambda: next(seconds)))
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
     lines = '\n'.join(blocks)
     assert 'learner.fit_one_cycle(' in lines and 'learn.fit_one_cycle(10, 0.1, checkpoint=' in lines

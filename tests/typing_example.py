@@ -19,6 +19,7 @@ def accepted() -> None:
         make(moms=(.95, .85)), make(moms=[.95, .85, .9]), make(moms=False)
         make(anneal=square), make(anneal=anneal_linear), make(anneal=('linear', square))
     cycle = OneCycle(0.1)
+    OneCycle(0.1, n_batch=1000)
     assert_type(cycle.schedule, OneCycleSchedule)
     assert_type(cycle.schedule.pct_start, float)
     plan = cycle.schedule.plan(n_epoch=10, n_batch=100, n_groups=2)
@@ -28,7 +29,7 @@ def accepted() -> None:
     assert_type(plan.at([0, 10]), tuple[np.ndarray, np.ndarray | None])
     assert_type(plan.n_epoch + plan.n_batch + plan.n_groups + plan.peak + len(plan), int)
     assert_type(plan.schedule, OneCycleSchedule)
-    plan.table.to_csv(), plan.plot(figsize=(10, 4)), plan.explore()
+    plan.table.to_csv(), plan.to_frame().to_csv(), plan.plot(figsize=(10, 4)), plan.explore()
     CycleCheckpoint('run1'), CycleCheckpoint('run1', every=200, restart=True)
 
 refused = dict(
@@ -41,6 +42,7 @@ refused = dict(
     a_number_as_anneal=lambda: OneCycle(anneal=3),  # type: ignore[arg-type]
     a_word_as_flag=lambda: OneCycle(three_phase='yes'),  # type: ignore[arg-type]
     a_list_of_div_factors=lambda: OneCycle(div_factor=[25.]),  # type: ignore[arg-type]
+    half_a_batch=lambda: OneCycle(0.1, n_batch=1.5),  # type: ignore[arg-type]
     half_an_epoch=lambda: OneCycleSchedule(0.1).plan(1.5, 100),  # type: ignore[arg-type]
     no_batches=lambda: OneCycleSchedule(0.1).plan(10),  # type: ignore[call-arg]
     a_number_as_name=lambda: CycleCheckpoint(1),  # type: ignore[arg-type]

@@ -9,12 +9,14 @@ __all__ = ['CycleCheckpoint', 'as_checkpoint']
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #c066f123
 from dataclasses import dataclass
+from warnings import warn
 
 from fastcore.basics import patch
 
 from ..arguments import check_flag, check_whole
-from .file import check_writable, read_file, read_state
-from .fingerprint import fingerprint_differences, run_fingerprint
+from .file import check_writable, date_of, read_file, read_state
+from .fingerprint import fingerprint_differences, run_fingerprint, worker_note
+from .lock import RunLock
 from .processes import from_rank_0
 from .run import ResumableRun
 from .state import warn_of_persistent_workers
@@ -33,15 +35,18 @@ class CycleCheckpoint:
 
     `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))` keeps it in the file `run1.cycle` in
     `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` if the file belongs
-    to a different run (the error lists what differs) or cannot be read, and an `OSError` if it cannot be written."""
+    to a different run (the error lists what differs) or cannot be read, an `OSError` if it cannot be written, and its
+    subclass `BlockingIOError` if another process trains this run."""
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
+    replay:bool = True # At a resume, run a stream forward to its place; `False` takes its batches as they come
 
     def __post_init__(self):
         _check_name(self.name)
         if self.every is not None: check_whole('every', self.every)
         check_flag('restart', self.restart)
+        check_flag('replay', self.replay)
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #45f3f3e6
 @patch
@@ -50,6 +55,12 @@ def __setattr__(self:CycleCheckpoint, name, value):
     if name != 'learn': return self._orig___setattr__(name, value)
     raise ValueError(f'CycleCheckpoint({self.name!r}) works through fit_one_cycle(…, checkpoint=…), '
                      'not as one of the cbs of a fit or a Learner')
+
+# %% ../../nbs/06_resume.checkpoint.ipynb #c3dca616
+@dataclass(frozen=True)
+class FineTuneCheckpoint(CycleCheckpoint):
+    "Keep one of the two cycles of a `fine_tune` in a file."
+    fine_tune:str = '' # The arguments of both
 
 # %% ../../nbs/06_resume.checkpoint.ipynb #059e5e61
 def as_checkpoint(
@@ -69,8 +80,9 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
     if saved is None or self.restart: return None
     differences = fingerprint_differences(saved['work'], fingerprint)
     if differences:
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run: {"; ".join(differences)}. '
-                         'Use the original arguments, another name, '
+        date = from_rank_0(lambda: date_of(file))
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: '
+                         f'{"; ".join(differences)}. Use the original arguments, another name, '
                          f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
     return saved
 
@@ -85,10 +97,14 @@ def open(self:CycleCheckpoint,
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = learn.path/learn.model_dir/f'{self.name}.cycle'
-    fingerprint = run_fingerprint(learn, plan, opt, epochs, wd)
-    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, self._saved(file, fingerprint))
-    if not run.is_complete:
-        n_bytes = sum(p.nbytes for p in learn.model.parameters())
-        from_rank_0(lambda: check_writable(file, n_bytes))
+    fingerprint, lock = run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None)), RunLock(file)
+    saved = self._saved(file, fingerprint)
+    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, saved, lock, self.replay)
+    if run.is_complete: return run
+    n_bytes = sum(p.nbytes for p in learn.model.parameters())
+    from_rank_0(lock.check)
+    from_rank_0(lambda: check_writable(file, n_bytes))
     warn_of_persistent_workers(learn)
+    note = saved and worker_note(saved['work'], fingerprint)
+    if note: warn(f'Checkpoint {self.name!r}: {note}')
     return run

@@ -13,6 +13,8 @@ from io import BytesIO
 import torch
 import torch.distributed
 
+from .graph import Graph
+
 # %% ../../nbs/rooms/resume.processes.ipynb #0107a0c4
 def world_size() -> int: # 1 if this process trains alone
     "Return the number of processes that train together."
@@ -26,20 +28,20 @@ def rank() -> int: # 0 if this process trains alone
 
 # %% ../../nbs/rooms/resume.processes.ipynb #60ca14a3
 def _to_bytes(value):
-    "Return `value` as the bytes that `torch.save` writes."
+    "Return `value` as bytes."
     buffer = BytesIO()
-    torch.save(value, buffer)
+    Graph().dump(value, buffer)
     return buffer.getvalue()
 
 # %% ../../nbs/rooms/resume.processes.ipynb #5401fd68
 def gather(
-    value # Tensors and plain values
+    value # Tensors and values that `Graph` can write
 ) -> list|None: # One value per rank
     "Return the `value` of every rank as a list on rank 0, `None` on the other ranks."
     if world_size() == 1: return [value]
     contents:list|None = [None] * world_size() if rank() == 0 else None
     torch.distributed.gather_object(_to_bytes(value), contents)
-    return contents and [torch.load(BytesIO(content), weights_only=True) for content in contents]
+    return contents and [Graph().load(BytesIO(content)) for content in contents]
 
 # %% ../../nbs/rooms/resume.processes.ipynb #31d14ff5
 def from_rank_0(

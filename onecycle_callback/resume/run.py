@@ -8,21 +8,34 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/rooms/resume.run.htm
 __all__ = ['ResumableRun']
 
 # %% ../../nbs/rooms/resume.run.ipynb #c96e40e6
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from fastai.callback.core import Callback
+from fastai.callback.core import CancelFitException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 from fastcore.basics import patch
 
-from .file import FILE_FORMAT, write_file
-from .processes import gather, rank
-from .state import (ObjectState, model_state, object_states, plain, random_states,
-                                            set_model_state, set_random_states, unplain)
+from ..fits import OneFitCallback
+from ..internals import cancelled_by, n_workers
+from .file import FILE_FORMAT, date_of, write_file
+from .lock import RunLock
+from .processes import from_rank_0, gather, rank, world_size
+from .sigterm import HeldSigterm
+from .state import (in_memory, loader_states, model_state, object_states, random_states, set_global_random_states,
+                                            set_model_state, set_random_states)
+from .graph import Graph, Names, has_state_dict
+from ..stream import StreamCallback
 
 # %% ../../nbs/rooms/resume.run.ipynb #efdf4ac9
-class ResumableRun(Callback):
+class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
     def __init__(self,
@@ -32,56 +45,217 @@ class ResumableRun(Callback):
         plan, # The `OneCyclePlan` of the cycle
         epochs:range, # The epochs of the cycle to train
         every:int|None=None, # Also save every so many batches
-        saved:dict|None=None # The state in the file, if the cycle resumes
+        saved:dict|None=None, # The state in the file, if the cycle resumes
+        lock:RunLock|None=None, # Its lock; default a new one
+        replay:bool=True # Whether to run a stream forward to its place
     ):
-        self.file, self.fingerprint, self.plan, self.every = file, fingerprint, plan, every
+        self.file, self.fingerprint, self.plan, self.every, self.replay = file, fingerprint, plan, every, replay
         self.saved:Any = saved
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.is_complete = saved is not None and saved['status'] != 'running'
         self._rows:list = []
-        self._objects:dict[str, ObjectState] = {}
+        self._objects:Any = None
+        self._loaders:Any = None
         self._warned:set[str] = set()
-        self._epoch_start:dict|None = None
-        self._status = 'complete'
+        self._epoch_start:Any = None     # random states, where the current epoch or pass over a stream began
+        self._stream:StreamCallback|None = None
+        self._told:Any = None     # what the data loader said about its place in the saved state
+        self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
+        self._place:tuple|None = None
+        self._is_stopping = False
+        self._thread = ThreadPoolExecutor(1)
+        self._pending:tuple|None = None     # the place of the save that goes on in the thread, and how to wait for it
+        self._lock, self._sigterm = lock or RunLock(file), None
         self.learn = learn
+
+# %% ../../nbs/rooms/resume.run.ipynb #e63ac01a
+@patch
+def _say(self:ResumableRun, text):
+    "Print `text` about this checkpoint, once for all processes."
+    if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
+
+# %% ../../nbs/rooms/resume.run.ipynb #2613c61e
+@patch
+def _say_place(self:ResumableRun, what):
+    "Print that `what` happened to this run, and where it will resume."
+    if self._place is None: return
+    epoch, n_done = self._place
+    self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}.')
+
+# %% ../../nbs/rooms/resume.run.ipynb #7a0a9ec9
+@patch
+def _write(self:ResumableRun, place, write, must_succeed=False):
+    "Write the file by calling `write`, and note that it leads to `place`."
+    try:
+        write()
+        self._place = place
+    except (OSError, RuntimeError) as e:
+        if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
+        warn(f'Checkpoint {self.file.stem!r} could not be saved at epoch {place[0]}, batch {place[1]}: {e}. '
+             'Training continues; the last file that was saved is kept')
+
+@patch
+def _settle(self:ResumableRun):
+    "Wait for the save that goes on in the background, if there is one."
+    pending, self._pending = self._pending, None
+    if pending is not None: self._write(*pending)
+
+# %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
+@patch
+@contextmanager
+def held(self:ResumableRun):
+    "Keep other processes from training this run during this context; raises `BlockingIOError` if one does."
+    if self.is_complete:
+        yield
+        return
+    from_rank_0(self._lock.acquire)
+    try:
+        with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm, self._thread:
+            try: yield
+            finally: self._settle()
+    finally:
+        self._sigterm = None
+        self._lock.release()
+
+@patch(as_prop=True)
+def _is_terminated(self:ResumableRun):
+    "Whether a SIGTERM waits."
+    return self._sigterm is not None and self._sigterm.is_pending
+
+@patch
+def _terminate(self:ResumableRun):
+    "Say where the run will resume, and let SIGTERM take its course."
+    self._say_place('got SIGTERM')
+    self._sigterm.let_go()
 
 # %% ../../nbs/rooms/resume.run.ipynb #72c69358
 @patch
-def _object_states(self:ResumableRun):
-    "Return the state of each object around the training; warn once of what cannot be saved."
-    states = {}
-    for name, obj in self._objects.items():
-        states[name], lost = obj.save()
-        new = sorted(set(lost) - self._warned)
-        self._warned.update(new)
-        if new:
-            warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be stored as plain '
-                 f'values: {"it starts" if len(new) == 1 else "they start"} over after a crash')
-    return states
+def _look_around(self:ResumableRun, callbacks):
+    "Look at all that this fit may change, as it is at the beginning."
+    self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+
+# %% ../../nbs/rooms/resume.run.ipynb #7bbe98c8
+@patch
+def _warn_of_lost(self:ResumableRun):
+    "Warn once of what cannot be saved."
+    new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
+    self._warned.update(new)
+    if new:
+        warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
+             f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+
+# %% ../../nbs/rooms/resume.run.ipynb #b0647905
+@patch
+def _is_in_pass(self:ResumableRun, n_done):
+    "Return whether a pass over the training data is under way; with a stream, it goes on from epoch to epoch."
+    return n_done > 0 or self._stream is not None and self.learn.train_iter > 0
+
+@patch
+def _loader_place(self:ResumableRun):
+    "Return what the data loader says about its place in the epoch; `None` if it says nothing that can be stored."
+    loader = self.learn.dls.train
+    place = loader.state_dict() if has_state_dict(loader) else None
+    try: Graph().digester(Names({}))(place)
+    except Exception: return None
+    return deepcopy(place)
+
+# %% ../../nbs/rooms/resume.run.ipynb #ade31ec6
+@patch
+def _note_pass(self:ResumableRun):
+    "Note the random states with which a pass over the training data begins."
+    self._epoch_start = random_states(self._loaders)
+
+@patch
+def _watch_stream(self:ResumableRun):
+    "Find the callback that makes epochs of `n_batch` batches, if this fit has one."
+    streams = [cb for cb in self.learn.cbs if isinstance(cb, StreamCallback) and cb.n_batch is not None]
+    self._stream = streams[0] if streams else None
+    if self._stream is not None: self._stream.on_pass = self._note_pass
+
+@patch
+def _how_the_stream_resumes(self:ResumableRun):
+    "Return a sentence about what happens to the training data, or nothing if there is nothing to say."
+    if self._stream is None: return ''
+    n_taken = self._saved_here.get('n_taken')
+    if not n_taken or self._saved_here.get('place') is not None: return ''
+    if not self.replay: return ' The batches of dls.train are taken as they come.'
+    return (f' dls.train is run forward over the {n_taken} batches that are trained; if it cannot be '
+            f'repeated, CycleCheckpoint({self.file.stem!r}, replay=False) takes its batches as they come.')
+
+@patch
+def _go_to_place(self:ResumableRun):
+    "Bring the training data to where they were, if this fit resumes."
+    place, self._stream.place, loader = self._stream.place, None, self.learn.dls.train
+    is_told = self._told is not None and has_state_dict(loader)
+    if place is None or not (self.replay or is_told): return
+    now = random_states(self._loaders)
+    set_random_states(self._loaders, self._epoch_start)
+    if is_told: loader.load_state_dict(self._told)
+    self.learn.dl.go_to(place, run_forward=not is_told)
+    set_random_states(self._loaders, now)
+
+# %% ../../nbs/rooms/resume.run.ipynb #489b366f
+@patch(as_prop=True)
+def _logs(self:ResumableRun):
+    "Return the open files of the callbacks that append rows to them."
+    return [cb.file for cb in self.learn.cbs if isinstance(cb, CSVLogger) and cb.append and not vars(cb)['file'].closed]
+
+@patch
+def _log_sizes(self:ResumableRun):
+    "Return the length of each of these files."
+    for log in self._logs: log.flush()
+    return [os.fstat(log.fileno()).st_size for log in self._logs]
+
+@patch
+def _cut_logs(self:ResumableRun):
+    "Cut off what was written to these files since the saved state."
+    for log, size, now in zip(self._logs, self.saved.get('logs', []), self._log_sizes()):
+        if now > size: log.truncate(size)
 
 # %% ../../nbs/rooms/resume.run.ipynb #c2fbb4d0
 @patch
-def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False):
+def _save(self:ResumableRun, epoch, n_done, status='running', must_succeed=False, in_background=False):
     "Save the training as it is after `n_done` batches of `epoch`."
+    self._settle()
     learn = self.learn
-    processes = gather(dict(random=random_states(learn), random_epoch=self._epoch_start if n_done else None,
-                            carried=self._object_states()))
+    n_taken = None if self._stream is None else self._stream.state_dict().get('n_taken')
+    in_pass = dict(random_epoch=self._epoch_start, place=self._loader_place()) if self._is_in_pass(n_done) else {}
+    processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(),
+                            n_taken=n_taken, **dict(random_epoch=None, place=None) | in_pass))
+    self._warn_of_lost()
     if processes is None: return     # rank 0 writes
+    model = in_memory(model_state(learn)) if in_background else model_state(learn)
     state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
-                 train_iter=learn.train_iter, pct_train=learn.pct_train, rows=plain(self._rows), processes=processes,
-                 **model_state(learn))
-    try: write_file(self.file, state)
-    except (OSError, RuntimeError) as e:
-        if must_succeed: raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
-        warn(f'Checkpoint {self.file.stem!r} could not be saved in epoch {learn.epoch}: {e}. '
-             'Training continues; the last file that was saved is kept')
+                 logs=self._log_sizes(), train_iter=learn.train_iter, pct_train=learn.pct_train,
+                 rows=list(self._rows), processes=processes, **model)
+    if in_background: self._pending = (epoch, n_done), self._thread.submit(write_file, self.file, state).result
+    else: self._write((epoch, n_done), partial(write_file, self.file, state), must_succeed)
+
+# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
+@patch
+def before_fit(self:ResumableRun):
+    "Write the first file, or resume between two epochs."
+    self._look_around([cb for cb in self.learn.cbs if cb is not self])
+    self._watch_stream()
+    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
+    self._show_saved_rows()
+    if self._saved_here.get('place') is not None and n_workers(self.learn.dls.train):
+        warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader '
+             'that tells its own place: random draws there, such as those of an augmentation, will differ in this '
+             'epoch')
+    if self.saved['done'] == 0:
+        self._restore()
+        self.saved = None
 
 # %% ../../nbs/rooms/resume.run.ipynb #fa5f2a0b
 @patch
 def after_batch(self:ResumableRun):
-    "Save every so many batches, counted over the whole fit."
+    "Save every so many batches, counted over the whole fit, and where the fit stops."
     learn = self.learn
-    if self.every is not None and learn.train_iter % self.every == 0: self._save(learn.epoch, learn.iter + 1)
+    is_due = self.every is not None and learn.train_iter % self.every == 0
+    is_last = self._is_stopping or self._is_terminated
+    if is_due or is_last: self._save(learn.epoch, learn.iter + 1, in_background=not is_last)
+    if self._is_terminated: self._terminate()
 
 # %% ../../nbs/rooms/resume.run.ipynb #5bffd75f
 @patch
@@ -89,18 +263,47 @@ def after_epoch(self:ResumableRun):
     "Save at the end of an epoch."
     if hasattr(self.learn, 'recorder'): self._rows.append(list(self.learn.recorder.log))
     self._save(self.learn.epoch + 1, 0)
+    if self._is_terminated: self._terminate()
 
-# %% ../../nbs/rooms/resume.run.ipynb #c11bc64e
+# %% ../../nbs/rooms/resume.run.ipynb #d4015684
+_FOR_GOOD = EarlyStoppingCallback, TerminateOnNaNCallback
+
+@patch
+def _see_out(self:ResumableRun, cb, event):
+    "Call the callbacks that `event` hasn't reached, because `cb` ended the fit in it; return those that end it too."
+    callbacks, stopped = list(self.learn.cbs.sorted('order')), []
+    unseen = callbacks[1 + callbacks.index(cb):]
+    for other in unseen:
+        try: other(event)
+        except CancelFitException: stopped.append(other)
+    if self not in unseen and event == 'after_batch': self.after_batch()     # save, since the fit stops here
+    return stopped
+
+# %% ../../nbs/rooms/resume.run.ipynb #020a13bf
+@patch
+def stopped(self:ResumableRun):
+    "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
+    learn, (cb, event) = self.learn, cancelled_by()
+    is_last = learn.epoch + 1 == self.epochs.stop
+    is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
+    self._is_stopping = True
+    stoppers = [cb] if isinstance(cb, _FOR_GOOD) or not is_in_order else [cb, *self._see_out(cb, event)]
+    if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers):
+        self._status = f'complete, ended early in epoch {learn.epoch}'
+    elif event != 'after_epoch' or not is_last:
+        self._status = None
+        self._say_place('was stopped early')
+
+# %% ../../nbs/rooms/resume.run.ipynb #5aa6b787
 @patch
 def after_cancel_fit(self:ResumableRun):
-    "Note that a callback ended the cycle."
-    self._status = f'complete, ended early in epoch {self.learn.epoch}'
+    "Leave the last file as it is if the fit was stopped before its first epoch."
+    if not self._is_stopping: self._status = None
 
-# %% ../../nbs/rooms/resume.run.ipynb #247d6ce6
 @patch
 def after_fit(self:ResumableRun):
-    "Mark the cycle as complete."
-    self._save(self.learn.epoch + 1, 0, status=self._status)
+    "Mark the cycle as complete, unless it was stopped early."
+    if self._status is not None: self._save(self.learn.epoch + 1, 0, status=self._status)
 
 # %% ../../nbs/rooms/resume.run.ipynb #0fb1abe6
 @patch(as_prop=True)
@@ -111,55 +314,41 @@ def _saved_here(self:ResumableRun):
 # %% ../../nbs/rooms/resume.run.ipynb #cb59f157
 @patch
 def _restore_place(self:ResumableRun):
-    "Restore the position in the cycle, and the random states."
+    "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
     learn, saved = self.learn, self.saved
     learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-    set_random_states(learn, self._saved_here['random'])
+    return set_random_states(self._loaders, self._saved_here['random'])
 
 # %% ../../nbs/rooms/resume.run.ipynb #7fbc6d65
 @patch
 def _restore(self:ResumableRun):
     "Restore the training; warn of state that no object here uses."
-    states = self._saved_here['carried']
-    for name in self._objects.keys() & states.keys(): self._objects[name].restore(states[name])
-    unused = [name for name, state in states.items() if name not in self._objects and any(state.values())]
+    problems, unused = self._objects.restore(self._saved_here['carried'])
     if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
     set_model_state(self.learn, self.saved)
-    self._restore_place()
+    self._epoch_start, self._told = self._saved_here['random_epoch'], self._saved_here.get('place')
+    problems += self._restore_place()
+    if problems:
+        warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
+             'the cycle resumes with what is there now')
 
-# %% ../../nbs/rooms/resume.run.ipynb #e63ac01a
-@patch
-def _say(self:ResumableRun, text):
-    "Print `text` about this checkpoint, once for all processes."
-    if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
-
-# %% ../../nbs/rooms/resume.run.ipynb #2613c61e
+# %% ../../nbs/rooms/resume.run.ipynb #2ae12dd4
 @patch
 def _show_saved_rows(self:ResumableRun):
     "Print where the cycle resumes, and show the rows of its table again."
-    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.')
-    self._rows = unplain(self.saved['rows'])
+    self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}.'
+              f'{self._how_the_stream_resumes()}')
+    self._rows = self.saved['rows']
     for row in self._rows: self.learn.logger(row)
-
-# %% ../../nbs/rooms/resume.run.ipynb #02abeab8
-@patch
-def before_fit(self:ResumableRun):
-    "Write the first file, or resume between two epochs."
-    self._objects = object_states(self.learn, [cb for cb in self.learn.cbs if cb is not self])
-    if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-    self._show_saved_rows()
-    if self.saved['done'] == 0:
-        self._restore()
-        self.saved = None
+    self._cut_logs()
 
 # %% ../../nbs/rooms/resume.run.ipynb #05272658
 @patch
 def before_train(self:ResumableRun):
     "Resume inside an epoch, or note the random states with which this one begins."
-    if self.saved is not None:
-        self._restore()
-        self._epoch_start = self._saved_here['random_epoch']
-    elif self.every is not None: self._epoch_start = random_states(self.learn)
+    if self.saved is not None: self._restore()
+    elif self._stream is None: self._note_pass()
+    if self._stream is not None: self._go_to_place()
 
 # %% ../../nbs/rooms/resume.run.ipynb #73ddd08d
 @patch
@@ -170,25 +359,44 @@ def all_batches(self:ResumableRun):
     n_done, states = self.saved['done'], self._saved_here
     self.saved = None
     learn.n_iter = len(learn.dl)
-    set_random_states(learn, states['random_epoch'])
-    batches = enumerate(learn.dl)
-    for _ in range(n_done): next(batches, None)
-    set_random_states(learn, states['random'])
-    for i, batch in batches: learn.one_batch(i, batch)
+    batches = self._batches_left(n_done, states)
+    for i, batch in enumerate(batches, n_done): learn.one_batch(i, batch)
+
+@patch
+def _batches_left(self:ResumableRun, n_done, states):
+    "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+    if self._stream is not None:     # which is at its place
+        self.learn.dl.n_done = n_done
+        return self.learn.dl
+    loader, place = self.learn.dl, states.get('place')
+    is_told = place is not None and has_state_dict(loader)
+    set_random_states(self._loaders, states['random' if is_told else 'random_epoch'])
+    if not is_told:
+        batches = iter(loader)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(self._loaders, states['random'])
+        return batches
+    generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
+    drawn = generator and generator.get_state()
+    loader.load_state_dict(place)
+    batches = iter(loader)
+    if generator: generator.set_state(drawn)
+    set_global_random_states(states['random'])
+    return batches
 
 # %% ../../nbs/rooms/resume.run.ipynb #f57ad5b3
 @patch
 def finish(self:ResumableRun):
     "Load a complete cycle into the `Learner`, which has an optimizer, without training."
-    learn, states = self.learn, self._saved_here['carried']
+    learn = self.learn
     recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
+    self._look_around(recorders)
     set_model_state(learn, self.saved)
     self._restore_place()
-    for name, obj in object_states(learn, recorders).items():
-        if name in states: obj.restore(states[name])
+    self._objects.restore(self._saved_here['carried'])
     for recorder in recorders:
         recorder.plan = self.plan
         if recorder.values: learn.final_record = recorder.values[-1]
     learn.model.eval()
-    self._say(f'is {self.saved["status"]}: its weights are loaded and nothing is trained. '
+    self._say(f'is {self.saved["status"]}, since {date_of(self.file)}: its weights are loaded and nothing is trained. '
               f'CycleCheckpoint({self.file.stem!r}, restart=True) starts over.')

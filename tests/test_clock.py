@@ -1,0 +1,230 @@
+"""A cycle over a budget of time, by a clock that moves as the tests say: a second per training batch, three per validation.
+
+The last batch is the one during which the budget runs out; its place is the end."""
+from functools import partial
+
+import pytest
+from fastai.basics import Callback, CancelEpochException, CancelFitException, DataLoaders
+from fastai.callback.schedule import ParamScheduler
+
+import interrupted
+from helpers import At, Passes, Spy, Time, learner, throw
+from interrupted import assert_same, epochs_shown, results, rows
+from onecycle_callback import CycleCheckpoint, clock
+from onecycle_callback.clock import N_TICKS, Clock
+
+pytestmark = pytest.mark.matrix
+
+@pytest.fixture
+def time(monkeypatch):
+    time = Time()
+    monkeypatch.setattr(clock, 'Clock', partial(Clock, time=time))
+    return time
+
+def seconds(learn): return [round(60 * m, 1) for m in learn.recorder.hps['minutes']]
+
+def as_planned(learn, plan):
+    "Check that each batch trained with the values of the plan at its time, and that the last one trained with those of the end."
+    hps = learn.recorder.hps
+    lrs, moms = plan.at(plan.ticks(hps['minutes']))
+    assert hps['lr'] == lrs[:, -1].tolist() and hps['mom'] == moms.tolist()
+    assert hps['lr'][-1] == plan.at([N_TICKS])[0][0, -1] and hps['minutes'][-1] == plan.minutes
+    frame = learn.recorder.to_frame()
+    assert (frame.filter(like='lr').to_numpy() == lrs).all() and (frame.minutes == hps['minutes']).all()
+
+@pytest.mark.parametrize('n_groups', [1, 3])
+def test_every_batch_trains_with_the_plan_at_its_time(time, n_groups):
+    learn, spy = learner(n_groups=n_groups), Spy()
+    plan = learn.preview_one_cycle(max_lr=slice(1e-3, .1), minutes=1)
+    learn.fit_one_cycle(max_lr=slice(1e-3, .1), minutes=1, cbs=[Passes(time), spy])
+    as_planned(learn, plan)
+    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59), 60]     # not enough was left for a fifth epoch
+    assert spy.seen_lrs == plan.at(plan.ticks(learn.recorder.hps['minutes']))[0].tolist()
+    assert len(learn.recorder.values) == 4 and time.now == 1000 + 60 + 3
+
+def test_a_budget_of_less_than_an_epoch(time):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=.1, cbs=Passes(time))
+    assert seconds(learn) == [0, 1, 2, 3, 4, 6] and len(learn.recorder.values) == 1
+    as_planned(learn, learn.recorder.plan)
+
+def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=.01, cbs=Passes(time))
+    assert seconds(learn) == [0, .6] and learn.recorder.hps['lr'] == [.004, .004]
+
+@pytest.mark.parametrize('at', [5, 20, 44, 45])
+def test_a_machine_that_stalls_still_comes_down(time, at):
+    learn = learner()
+    passes = Passes(time, stalls={at: 20})
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=passes)
+    as_planned(learn, learn.recorder.plan)
+    assert 59 <= passes.began[-1] and time.now <= 1000 + 60 + 20 + 1 + 3     # it neither gives up early nor stalls again
+
+@pytest.mark.parametrize('epoch', [0, 1, 2])
+def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, valid_stalls={epoch: 60}))
+    as_planned(learn, learn.recorder.plan)
+    assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
+
+@pytest.mark.parametrize('train, valid, n_batch', [
+    (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1), (13, 0, 50), (40, 3, None)])
+def test_ends_within_one_batch_and_one_validation_of_the_budget(time, train, valid, n_batch):
+    learn, passes = learner(), Passes(time, train, valid)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=n_batch, cbs=passes)
+    assert 60 <= passes.began[-1] + train <= 60 + train      # the budget runs out during the last batch
+    assert time.now == pytest.approx(1000 + passes.began[-1] + train + valid)     # and its epoch is validated
+    as_planned(learn, learn.recorder.plan)
+
+def test_epochs_of_so_many_batches(time):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=5, cbs=Passes(time))
+    as_planned(learn, learn.recorder.plan)
+    assert list(learn.recorder.starts.values()) == [0, 5, 10, 15, 20, 25, 30, 35]
+
+def test_other_schedulers_see_the_time(time):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), ParamScheduler({'wd': lambda pct: pct})])
+    assert learn.recorder.hps['wd'] == [m for m in learn.recorder.hps['minutes']]
+
+def test_progress(time, capsys):
+    learner().fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time))
+    out = capsys.readouterr().out
+    assert epochs_shown(out) == ['1/1', '2/2', '3/3', '4/4'] and rows(out) == [0, 1, 2, 3]
+
+def test_the_bar_of_the_last_epoch_has_no_total_beyond_its_usual_length(time):
+    learn, totals = learner(), []
+    def note(): totals.append(learn.progress.pbar.total)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(3, 11, note), At(3, 12, note)])
+    assert totals == [12, None]
+
+def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_does(time, recwarn):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time))
+    assert not [w for w in recwarn if 'stopped early' in str(w.message)]
+    with pytest.warns(UserWarning, match='stopped early after 0.3 of 1 minutes'):
+        learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(1, 3, throw(CancelFitException()))])
+
+def test_preview_is_drawn_over_minutes():
+    plan = learner(n_groups=2).preview_one_cycle(max_lr=[.01, .1], minutes=30)
+    lr, mom = plan.plot()
+    line = lr.lines[-2]      # of the last group; the last one marks the peak
+    assert [ax.get_xlabel() for ax in (lr, mom)] == ['minute'] * 2
+    assert line.get_xdata()[[0, -1]].tolist() == [0, 30] and line.get_ydata()[[0, -1]] == pytest.approx(.1 / 25)
+    assert line.get_ydata().max() == .1 and [text.get_text() for text in lr.texts] == ['0.1 at minute 9.0']
+    assert plan.table.index.tolist() == [3. * i for i in range(11)] and '<table' in plan._repr_html_()
+    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1', 'mom'] and plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
+
+def test_explore_has_no_slider_for_epochs():
+    plan = learner().preview_one_cycle(max_lr=.1, minutes=30)
+    *sliders, page = plan.explore().children
+    assert [slider.description for slider in sliders] == ['max_lr', 'div_factor', 'pct_start', 'final_div']
+    sliders[0].value = .2
+    assert 'max_lr=0.2' in page.value and '30.0' in page.value
+
+def test_the_record_is_drawn_over_its_batches(time):
+    learn = learner(n_groups=2)
+    learn.fit_one_cycle(max_lr=[.01, .1], minutes=1, cbs=Passes(time))
+    frame = learn.recorder.to_frame()
+    lines = learn.recorder.plot_lr().lines
+    for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]): assert line.get_ydata().tolist() == frame[column].tolist()
+    assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum', 'minutes']
+    assert frame.batch.tolist() == list(range(51)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 15
+
+class Idle(Callback):
+    "Cancel each epoch after five seconds, before its first batch."
+    def __init__(self, time): self.time, self.n = time, 0
+    def before_train(self):
+        self.time.now, self.n = self.time.now + 5, self.n + 1
+        raise CancelEpochException if self.n < 100 else RuntimeError('without an end')
+
+def test_epochs_that_are_all_cancelled_end_with_the_budget(time):
+    idle = Idle(time)
+    learner().fit_one_cycle(max_lr=.1, minutes=1, cbs=idle)
+    assert (idle.n, time.now) == (12, 1060)
+
+class NoLength:
+    def __init__(self, dl): self.dl = dl
+    def __iter__(self): return iter(self.dl)
+
+def test_a_stream(time):
+    learn = learner()
+    learn.dls = DataLoaders(*map(NoLength, learn.dls.loaders), device='cpu')
+    with pytest.raises(TypeError, match='give the number of batches of an epoch as n_batch'): learn.fit_one_cycle(max_lr=.1, minutes=1)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=12, cbs=Passes(time))
+    as_planned(learn, learn.recorder.plan)
+    assert len(learn.recorder.values) == 4
+
+# Resumed
+
+def timed(path): return interrupted.learner(path)
+
+@pytest.mark.parametrize('every, at', [(None, 5), (None, 30), (1, 30), (1, 24), (4, 41), (1, 47)])
+def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
+    calm = timed(tmp_path / 'calm')
+    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time))
+    expected = results(calm)
+    assert len(expected['losses']) == 51
+    keep = CycleCheckpoint('run1', every=every)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(at)], checkpoint=keep)
+    time.now += 86400     # a day later
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
+    assert_same(results(learn), expected)
+
+@pytest.mark.slow
+def test_remembers_how_long_a_validation_takes(time, tmp_path):
+    "Too long for a third one; by the pace of the training it would be shorter."
+    calm = timed(tmp_path / 'calm')
+    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid=20))
+    expected = results(calm)
+    assert len(expected['values']) == 2
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time, valid=20), interrupted.Interrupt(18)], checkpoint=keep)
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid=20), checkpoint=keep)
+    assert_same(results(learn), expected)
+
+class FailsIn(Callback):
+    "Raise an error in an event of `epoch`, before or after the checkpoint is written."
+    def __init__(self, event, epoch, order): self.event, self.in_epoch, self.order = event, epoch, order
+    def __call__(self, event):
+        if (event, self.learn.epoch) == (self.event, self.in_epoch): raise RuntimeError('interrupted')
+
+@pytest.mark.parametrize('event, epoch, order', [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
+def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, epoch, order):
+    "The second validation uses up what is left: one batch at the end follows, also if the crash is in between, and none after that."
+    def passes(): return Passes(time, valid_stalls={1: 60})
+    calm = timed(tmp_path / 'calm')
+    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes())
+    expected = results(calm)
+    assert len(expected['losses']) == 25
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[passes(), FailsIn(event, epoch, order)], checkpoint=keep)
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes(), checkpoint=keep)
+    assert_same(results(learn), expected)
+
+def test_dead_time_does_not_count(time, tmp_path):
+    passes = Passes(time)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(30)], checkpoint='run1')
+    restarted = time.now = 5000
+    timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=passes, checkpoint='run1')
+    assert time.now - restarted == 60 + 3 - 30     # the file is of the end of the second epoch, 30 seconds in
+
+def test_another_budget_is_another_run(time, tmp_path):
+    learn = timed(tmp_path)
+    learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint='run1')
+    with pytest.raises(ValueError, match='minutes: 1.0 in the file, 2.0 now'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=2, cbs=Passes(time), checkpoint='run1')
+    with pytest.raises(ValueError, match='n_batch: 12 in the file, 5 now'):
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, n_batch=5, cbs=Passes(time), checkpoint='run1')
+    with pytest.raises(ValueError, match='cycle_len: None in the file, 1 now'): timed(tmp_path).fit_one_cycle(1, .05, checkpoint='run1')
+    again = timed(tmp_path)
+    again.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint='run1')
+    assert again.recorder.hps == learn.recorder.hps
