@@ -1,4 +1,6 @@
 """What the runs of study.py say: tables and pictures, made from `benchmarks/results/study/` and nothing else."""
+from functools import cache
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from study import AGAIN_VARIANTS, ALL_TASKS, ARGUMENT_VARIANTS, RESULTS, STARTS,
 
 TOLERANCE = 0.01    # how far below its best a score may be where a learning rate still counts as good
 
+@cache
 def study(name):
     "Read the runs of a task."
     return results(RESULTS / f'{name}.csv')
@@ -60,6 +63,26 @@ def beyond_noise(budget=1, variants=(*ARGUMENT_VARIANTS, *STARTS)):
     "Return the variants that differ from the default by more than the 95 % interval, in points, one column for each task."
     table = all_tasks(variants, budget)
     return (100 * table.gain.where(table.gain.abs() > table.noise)).unstack('task').reindex(list(variants))[[*ALL_TASKS]]
+
+def beside_the_best():
+    "Return what half a decade below and above the best `max_lr` loses of the default's score, in points, for each task."
+    rows = {}
+    for name, task in ALL_TASKS.items():
+        df, best = study(name), best_lr(study(name), 'default', task.epochs)
+        scores = by_seed(df, 'default', best, task.epochs)
+        i = task.lrs.index(best)
+        lrs = dict(below=task.lrs[i - 1] if i else None, above=task.lrs[i + 1] if best < task.lrs[-1] else None)
+        rows[name] = {k: 100 * (by_seed(df, 'default', lr, task.epochs) - scores).mean() for k, lr in lrs.items() if lr}
+    return pd.DataFrame(rows).T
+
+def longer(budget=4):
+    "Return what `budget` times the epochs gain, each at its own best LR, in points, for each task."
+    rows = {}
+    for name, task in ALL_TASKS.items():
+        df = study(name)
+        short, long = (by_seed(df, 'default', best_lr(df, 'default', n), n) for n in (task.epochs, budget * task.epochs))
+        rows[name] = [100 * d for d in difference(long, short)]
+    return pd.DataFrame(rows, index=['gain', 'noise']).T
 
 SHORT = dict(cnn='CNN, shifted', transformer='Transformer', noisy='CNN, wrong labels', clean='CNN, clean',
              table='MLP', text='GRU, text')
@@ -175,6 +198,19 @@ def regret_table(names=tuple(ALL_TASKS)):
     "Mean and worst regret of each way to choose, over tasks and seeds, and its cost."
     all_ = pd.concat([regrets(name, ALL_TASKS[name].epochs) for name in names])
     return all_.groupby('way', sort=False).agg(cost=('cost', 'mean'), regret=('regret', 'mean'), worst=('regret', 'max'), runs=('seed', 'count'))
+
+def best_over_minimum():
+    "Return how many times `minimum` the best LR is, at least and at most, over all tasks and seeds."
+    factors = []
+    for name, task in ALL_TASKS.items():
+        found = results(RESULTS / f'{name}_suggestions.csv').query("rule == 'minimum'").max_lr
+        factors.append(best_lr(study(name), 'default', task.epochs) / found)
+    return pd.concat(factors).agg(['min', 'max'])
+
+def short_over_long(n=1):
+    "Return the best LR of cycles of `n` epochs over that of cycles of full length, for each task."
+    return pd.Series({name: best_lr(study(name), 'default', n) / best_lr(study(name), 'default', task.epochs)
+                      for name, task in ALL_TASKS.items()})
 
 WAYS = {'lr_find, ': ('tab:orange', 'o', 'lr_find'), 'compare_max_lr': ('tab:red', '*', 'compare_max_lr()'),
         'cycles of 1, the best 3 again with ': ('tab:green', '^', '1 epoch at 6 LRs, then 2 or 4 at the best 3'),

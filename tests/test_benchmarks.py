@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 @pytest.mark.slow
 def test_overhead(tmp_path):
@@ -34,3 +36,21 @@ def test_saves(monkeypatch):
     from saves import measure
     found = measure(2, n_recorded=10)
     assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB', 'torch.save MB'] and min(found.values()) > 0
+
+@pytest.fixture
+def findings(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
+    import findings
+    return findings
+
+def test_a_difference_has_the_interval_of_a_paired_t_test(findings):
+    scores, other = (pd.Series(v, index=range(5)) for v in ([.9, .8, .95, .7, .85], [.88, .83, .9, .72, .8]))
+    low, high = ttest_rel(scores, other).confidence_interval(.95)
+    assert findings.difference(scores, other) == pytest.approx(((low + high) / 2, (high - low) / 2))
+
+def test_the_good_range_ends_between_the_lrs(findings):
+    "Seed 0: all but the ends. Seed 1: from 0.1 to 1 it loses nothing; on both sides it loses two points, so a point halfway there."
+    scores = {0: [.5, .9, .9, .9, .5], 1: [.88, .88, .9, .9, .88]}
+    rows = [('default', lr, 12, seed, score) for seed in scores for lr, score in zip([.001, .01, .1, 1., 10.], scores[seed])]
+    factors = findings.good_range(pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score']), 'default', 12)
+    assert factors[0] == pytest.approx(100 * 10**(2 * .01 / .4), rel=.02) and factors[1] == pytest.approx(100, rel=.02)
