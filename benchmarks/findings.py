@@ -11,23 +11,37 @@ from runs import results
 from study import AGAIN_VARIANTS, ALL_TASKS, ARGUMENT_VARIANTS, RESULTS, STARTS, best_lr
 
 TOLERANCE = 0.01    # how far below its best a score may be where a learning rate still counts as good
+VARIANTS = (*ARGUMENT_VARIANTS[1:], *STARTS)
+SHORT = dict(cnn='CNN, shifted', transformer='Transformer', noisy='CNN, wrong labels', clean='CNN, clean',
+             table='MLP', text='GRU, text', mean='mean of the six')
 
 @cache
 def study(name):
     "Read the runs of a task."
     return results(RESULTS / f'{name}.csv')
 
-# What each argument buys
-
 def by_seed(df, variant, max_lr, epochs):
     "Return the score of each seed."
     of = df[(df.variant == variant) & (df.max_lr == max_lr) & (df.epochs == epochs)]
     return of.set_index('seed').score.sort_index()
 
-def difference(scores, other):
-    "Return the mean difference of two scores of the same seeds, and half of its 95 % confidence interval."
-    d = (scores - other).dropna()
+def interval(differences):
+    "Return the mean of differences, one for each seed, and half of its 95 % confidence interval."
+    d = differences.dropna()
     return d.mean(), student.ppf(.975, len(d) - 1) * d.std() / np.sqrt(len(d))
+
+def with_intervals(changes):
+    "Return mean and half interval of each column, one row for each task and one for their mean, from a frame by task and seed."
+    mean = changes.groupby('seed').mean()[changes.groupby('seed').size() == len(ALL_TASKS)]
+    of = pd.concat([changes, pd.concat({'mean': mean}, names=['task'])]).groupby('task', sort=False)
+    return pd.concat({column: of[column].apply(lambda d: pd.Series(interval(d), ['mean', 'noise'])).unstack()
+                      for column in changes}, axis=1)
+
+def of_all_tasks(one_task, *args):
+    "Return what `one_task` says of each task and seed."
+    return with_intervals(pd.concat({name: one_task(name, *args) for name in ALL_TASKS}, names=['task']))
+
+# What each argument buys
 
 def good_range(df, variant, epochs):
     """Return the factor between the ends of the range of LRs that lose less than `TOLERANCE`, for each seed.
@@ -40,123 +54,104 @@ def good_range(df, variant, epochs):
     of = df[(df.variant == variant) & (df.epochs == epochs)]
     return of.pivot(index='max_lr', columns='seed', values='score').apply(factor)
 
-def argument_table(df, epochs, variants=(*ARGUMENT_VARIANTS, *STARTS)):
-    "Each variant at its own best LR: its score, what it gains over the default, and how far its range of good LRs reaches."
-    default = by_seed(df, 'default', best_lr(df, 'default', epochs), epochs)
-    rows = {}
-    for variant in variants:
-        lr = best_lr(df, variant, epochs)
-        scores = by_seed(df, variant, lr, epochs)
-        gain, noise = difference(scores, default)
-        ranges = [np.log10(good_range(df, v, epochs)) for v in (variant, 'default')]
-        wider, wider_noise = difference(*ranges)
-        rows[variant] = dict(best_lr=lr, score=scores.mean(), gain=gain, noise=noise, good_range=10 ** ranges[0].mean(),
-                             wider=wider, wider_noise=wider_noise)
-    return pd.DataFrame(rows).T.rename_axis('variant')
+@cache
+def change(name, variant, budget=1):
+    """Return what a variant changes against the default, each at its own best LR, for each seed.
 
-def all_tasks(variants, budget=1):
-    "Return the rows of `argument_table` for `variants`, of each task, at `budget` times its epochs."
-    tables = {name: argument_table(study(name), budget * task.epochs, variants) for name, task in ALL_TASKS.items()}
-    return pd.concat(tables, names=['task'])
+    `gain` is in points, `wider` the logarithm (base 10) of how many times as far its good LRs reach."""
+    df, epochs = study(name), budget * ALL_TASKS[name].epochs
+    (scores, reach), (default, default_reach) = (
+        (by_seed(df, v, best_lr(df, v, epochs), epochs), good_range(df, v, epochs)) for v in (variant, 'default'))
+    return pd.DataFrame(dict(gain=100 * (scores - default), wider=np.log10(reach / default_reach)))
 
-def beyond_noise(budget=1, variants=(*ARGUMENT_VARIANTS, *STARTS)):
-    "Return the variants that differ from the default by more than the 95 % interval, in points, one column for each task."
-    table = all_tasks(variants, budget)
-    return (100 * table.gain.where(table.gain.abs() > table.noise)).unstack('task').reindex(list(variants))[[*ALL_TASKS]]
+def changes(variants=VARIANTS, budget=1):
+    "Return the mean change and its interval, by variant and task."
+    return pd.concat({v: of_all_tasks(change, v, budget) for v in variants}, names=['variant'])
 
-def beside_the_best():
-    "Return what half a decade below and above the best `max_lr` loses of the default's score, in points, for each task."
-    rows = {}
-    for name, task in ALL_TASKS.items():
-        df, best = study(name), best_lr(study(name), 'default', task.epochs)
-        scores = by_seed(df, 'default', best, task.epochs)
-        i = task.lrs.index(best)
-        lrs = dict(below=task.lrs[i - 1] if i else None, above=task.lrs[i + 1] if best < task.lrs[-1] else None)
-        rows[name] = {k: 100 * (by_seed(df, 'default', lr, task.epochs) - scores).mean() for k, lr in lrs.items() if lr}
-    return pd.DataFrame(rows).T
+def beside_the_best(name):
+    "Return what a third of the best `max_lr` and three times as much change in points, for each seed; `nan` if it wasn't tried."
+    df, task = study(name), ALL_TASKS[name]
+    lrs = pd.Series(task.lrs)
+    i = int(lrs.searchsorted(best_lr(df, 'default', task.epochs)))
+    below, best, above = (by_seed(df, 'default', lr, task.epochs) for lr in lrs.reindex([i - 1, i, i + 1]))
+    return 100 * pd.DataFrame(dict(below=below - best, above=above - best))
 
-def longer(budget=4):
-    "Return what `budget` times the epochs gain, each at its own best LR, in points, for each task."
-    rows = {}
-    for name, task in ALL_TASKS.items():
-        df = study(name)
-        short, long = (by_seed(df, 'default', best_lr(df, 'default', n), n) for n in (task.epochs, budget * task.epochs))
-        rows[name] = [100 * d for d in difference(long, short)]
-    return pd.DataFrame(rows, index=['gain', 'noise']).T
+def longer(name, budget=4):
+    "Return what `budget` times the epochs gain, each at its own best LR, in points, for each seed."
+    df, task = study(name), ALL_TASKS[name]
+    short, long = (by_seed(df, 'default', best_lr(df, 'default', n), n) for n in (task.epochs, budget * task.epochs))
+    return 100 * pd.DataFrame(dict(gain=long - short))
 
-SHORT = dict(cnn='CNN, shifted', transformer='Transformer', noisy='CNN, wrong labels', clean='CNN, clean',
-             table='MLP', text='GRU, text')
+def repeat(name, variant):
+    """Return what a stopped cycle gains over one of as many epochs, or two cycles over one of the epochs of both, for each seed.
+
+    All at the best LR of one cycle, in points."""
+    df, epochs = study(name), ALL_TASKS[name].epochs
+    lr, n = best_lr(df, 'default', epochs), epochs if variant == 'stopped at half' else 2 * epochs
+    return 100 * pd.DataFrame(dict(gain=by_seed(df, variant, lr, n) - by_seed(df, 'default', lr, n)))
+
+def repeats(variants=('stopped at half', *AGAIN_VARIANTS)):
+    "Return what stopped and repeated cycles gain and its interval, by variant and task."
+    return pd.concat({v: of_all_tasks(repeat, v) for v in variants}, names=['variant'])
+
+# Pictures, readable on a phone
+
 ON_A_PHONE = {'font.size': 12, 'axes.titlesize': 12, 'axes.grid': True, 'grid.alpha': .3}    # 11 px at a width of 400
 
-def draw(ax, values, noise, labels):
-    "Draw a value for each variant and task, with its 95 % interval: a band for each variant, in it a line for each task."
-    for i, name in enumerate(ALL_TASKS):
-        y = np.arange(len(labels)) + .8 * (i / (len(ALL_TASKS) - 1) - .5)
-        ax.errorbar(values.loc[name], y, xerr=noise.loc[name], fmt='o', ms=4, lw=1.2, color=f'C{i}', label=SHORT[name])
+def draw(ax, values, labels):
+    "Draw a mean and its interval for each variant and task: a band for each variant, in it a line for each task."
+    names = [*SHORT]
+    for i, name in enumerate(names):
+        of, y = values.xs(name, level='task').loc[[*labels]], np.arange(len(labels)) + .8 * (i / (len(names) - 1) - .5)
+        style = dict(fmt='D', color='black', lw=2) if name == 'mean' else dict(fmt='o', color=f'C{i}', lw=1.2)
+        ax.errorbar(of['mean'], y, xerr=of['noise'], ms=4, label=SHORT[name], **style)
     for y in np.arange(len(labels) - 1) + .5: ax.axhline(y, color='0.7', lw=.6)
     ax.axvline(0, color='0.3', lw=1)
-    ax.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - .5, -.5))
+    ax.set(yticks=range(len(labels)), yticklabels=labels.values(), ylim=(len(labels) - .5, -.5))
     ax.grid(axis='y', visible=False)
 
-def draw_gains(ax, table, labels):
-    "Draw what each variant gains, in points."
-    draw(ax, 100 * table.gain, 100 * table.noise, labels)
+def draw_gains(ax, table, labels, xlabel='points gained over the default'):
+    "Draw what each variant gains: in equal steps up to a point, in decades beyond."
+    draw(ax, table.gain, labels)
     ax.set_xscale('symlog', linthresh=1, linscale=1)
     ticks = [-30, -10, -3, -1, 0, 1, 3, 10]
     ax.set_xticks(ticks, [f'{t:+d}' if t else '0' for t in ticks])
     ax.minorticks_off()
-    ax.set_xlabel('points gained over the default')
+    ax.set(xlim=(-32, 12), xlabel=xlabel)
 
 def draw_ranges(ax, table, labels):
-    "Draw how many times as far the range of good LRs reaches as the default's."
-    draw(ax, table.wider, table.wider_noise, labels)
+    "Draw how many times as far as the default's the range of good LRs reaches."
+    draw(ax, table.wider, labels)
     ax.set_xticks(np.log10([.03, .1, .3, 1, 3, 10]), ['0.03', '0.1', '0.3', '1', '3', '10'])
-    ax.set_xlim(*np.log10([.02, 20]))
-    ax.set_xlabel('times the range of good `max_lr`')
+    ax.set(xlim=np.log10([.02, 20]), xlabel='range of good LRs, times the default\'s')
+
+def add_legend(fig, ax):
+    fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
 
 @plt.rc_context(ON_A_PHONE)
 def plot_argument(labels):
     "Draw what each variant, a key of `labels`, does in short cycles, in long ones if it was run, and to the range of good LRs."
-    panels = [('gain, cycles of 4 to 15 epochs', draw_gains, 1), ('gain, cycles 4 times as long', draw_gains, 4),
-              ('range, cycles of 4 to 15 epochs', draw_ranges, 1)]
-    fig, axes = plt.subplots(3, 1, figsize=(5, 3 * (.9 + .65 * len(labels)) + .9), layout='constrained')
+    panels = [('cycles of 4 to 15 epochs: gain', draw_gains, 1), ('4 times as long: gain', draw_gains, 4),
+              ('cycles of 4 to 15 epochs: range', draw_ranges, 1)]
+    fig, axes = plt.subplots(3, 1, figsize=(5, 3 * (.9 + .7 * len(labels)) + 1), layout='constrained')
     for ax, (title, draw_panel, budget) in zip(axes, panels):
         shown = {variant: label for variant, label in labels.items() if budget == 1 or variant not in STARTS}
-        draw_panel(ax, all_tasks([*shown], budget), [*shown.values()])
+        draw_panel(ax, changes([*shown], budget), shown)
         ax.set_title(title, loc='left')
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+    add_legend(fig, axes[0])
     return fig
-
-# How much a stopped or repeated cycle loses
-
-def repeat_table(df, epochs):
-    "A cycle stopped at half, and two cycles against one long cycle, at the best LR of one cycle."
-    lr = best_lr(df, 'default', epochs)
-    planned, long = (by_seed(df, 'default', lr, n) for n in (epochs, 2 * epochs))
-    compared = [('stopped at half', epochs, planned)] + [(variant, 2 * epochs, long) for variant in AGAIN_VARIANTS]
-    rows = {}
-    for variant, n, other in compared:
-        scores = by_seed(df, variant, lr, n)
-        gain, noise = difference(scores, other)
-        rows[variant] = dict(epochs=n, score=scores.mean(), planned=other.mean(), gain=gain, noise=noise)
-    return pd.DataFrame(rows).T.rename_axis('variant')
-
-def repeats():
-    "Return the rows of `repeat_table` of each task."
-    return pd.concat({name: repeat_table(study(name), task.epochs) for name, task in ALL_TASKS.items()}, names=['task'])
 
 @plt.rc_context(ON_A_PHONE)
 def plot_repeats():
     "Draw what a cycle loses that is stopped halfway, and what two cycles gain over one of the same length together."
-    table, fig = repeats(), plt.figure(figsize=(5, 7.5), layout='constrained')
-    top, bottom = fig.subplots(2, 1, height_ratios=(1, 5))
-    draw_gains(top, table.loc[:, ['stopped at half'], :], [''])
-    draw_gains(bottom, table.loc[:, AGAIN_VARIANTS, :], [name.removeprefix('again at ').replace(', from', ',\nfrom') for name in AGAIN_VARIANTS])
-    top.set(xlabel='points gained over a cycle of the same epochs')
+    table, again = repeats(), {v: v.removeprefix('again at ').replace(', from', ',\nfrom') for v in AGAIN_VARIANTS}
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 8), height_ratios=(1, 5), layout='constrained')
+    draw_gains(top, table, {'stopped at half': ''}, 'points gained over a cycle of as many epochs')
     top.set_title('stopped halfway', loc='left')
-    bottom.set(xlabel='points gained over one cycle of all epochs', ylabel='second peak, as a part of the first')
+    draw_gains(bottom, table, again, 'points gained over one cycle of the epochs of both')
+    bottom.set(ylabel='second peak, as a part of the first')
     bottom.set_title('a second cycle after the first', loc='left')
-    fig.legend(*top.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+    add_legend(fig, top)
     return fig
 
 # How good a suggested `max_lr` is
@@ -178,34 +173,36 @@ def short_cycles(df, task, epochs, seed):
     yield 'cycles of 1, the best 3 again with 2', len(lrs) + 6, chosen(df, seed, three, 2)[0]
     yield 'cycles of 1, the best 3 again with 4', len(lrs) + 12, chosen(df, seed, three, 4)[0]
 
-def regrets(name, epochs):
+def suggestions(name):
+    "Read what `lr_find` suggested for a task, and what a cycle at that LR gave."
+    return results(RESULTS / f'{name}_suggestions.csv')
+
+def regrets(name):
     "Return one row per way to choose and seed: its cost in epochs, and how much score is lost against the best LR tried."
-    df, task, suggested, rows = study(name), ALL_TASKS[name], results(RESULTS / f'{name}_suggestions.csv'), []
-    for _, s in suggested[suggested.epochs == epochs].iterrows():
+    df, task, suggested, rows = study(name), ALL_TASKS[name], suggestions(name), []
+    epochs = task.epochs
+    for s in suggested.itertuples():
         best, _ = score_at(df, epochs, s.seed, [])
-        rows.append(dict(way=f'lr_find, {s.rule}', seed=s.seed, cost=s.cost, max_lr=s.max_lr, regret=best - (s.score if s.score == s.score else 0)))
-    for _, s in suggested[(suggested.epochs == epochs) & (suggested.rule == 'minimum')].iterrows():
+        rows.append(dict(way=f'lr_find, {s.rule}', seed=s.seed, cost=s.cost, regret=best - (0 if np.isnan(s.score) else s.score)))
+    for s in suggested[suggested.rule == 'minimum'].itertuples():
         lrs = lrs_around(s.max_lr)
         best, (score,) = score_at(df, epochs, s.seed, chosen(df, s.seed, lrs, 1))
-        rows.append(dict(way='compare_max_lr', seed=s.seed, cost=s.cost + len(lrs), max_lr=s.max_lr, regret=best - score))
+        rows.append(dict(way='compare_max_lr', seed=s.seed, cost=s.cost + len(lrs), regret=best - score))
     for seed in df.seed.unique():
         for way, cost, lr in short_cycles(df, task, epochs, seed):
             best, (score,) = score_at(df, epochs, seed, [lr])
-            rows.append(dict(way=way, seed=seed, cost=cost, max_lr=lr, regret=best - score))
+            rows.append(dict(way=way, seed=seed, cost=cost, regret=best - score))
     return pd.DataFrame(rows).assign(task=name)
 
 def regret_table(names=tuple(ALL_TASKS)):
-    "Mean and worst regret of each way to choose, over tasks and seeds, and its cost."
-    all_ = pd.concat([regrets(name, ALL_TASKS[name].epochs) for name in names])
-    return all_.groupby('way', sort=False).agg(cost=('cost', 'mean'), regret=('regret', 'mean'), worst=('regret', 'max'), runs=('seed', 'count'))
+    "Mean and worst regret of each way to choose, in points, over tasks and seeds, and its cost in epochs."
+    runs = pd.concat(map(regrets, names)).assign(regret=lambda df: 100 * df.regret)
+    return runs.groupby('way', sort=False).agg(cost=('cost', 'mean'), regret=('regret', 'mean'), worst=('regret', 'max'), runs=('seed', 'count'))
 
 def best_over_minimum():
-    "Return how many times `minimum` the best LR is, at least and at most, over all tasks and seeds."
-    factors = []
-    for name, task in ALL_TASKS.items():
-        found = results(RESULTS / f'{name}_suggestions.csv').query("rule == 'minimum'").max_lr
-        factors.append(best_lr(study(name), 'default', task.epochs) / found)
-    return pd.concat(factors).agg(['min', 'max'])
+    "Return how many times the suggestion `minimum` the best LR is, for each task and seed."
+    return pd.concat({name: best_lr(study(name), 'default', task.epochs) / suggestions(name).query("rule == 'minimum'").max_lr
+                      for name, task in ALL_TASKS.items()})
 
 def short_over_long(n=1):
     "Return the best LR of cycles of `n` epochs over that of cycles of full length, for each task."
@@ -223,8 +220,8 @@ def plot_regrets(table):
     for way, row in table.iterrows():
         start = next(start for start in WAYS if way.startswith(start))
         color, marker, label = WAYS[start]
-        ax.plot(row.cost, 100 * row.regret, marker, color=color, ms=8, label=label)
-        ax.annotate(way.removeprefix(start), (row.cost, 100 * row.regret), xytext=(7, 3), textcoords='offset points')
+        ax.plot(row.cost, row.regret, marker, color=color, ms=8, label=label)
+        ax.annotate(way.removeprefix(start), (row.cost, row.regret), xytext=(7, 3), textcoords='offset points')
     ax.set_yscale('symlog', linthresh=.1)
     ax.set_yticks([0, .1, .3, 1, 3, 10, 30], ['0', '0.1', '0.3', '1', '3', '10', '30'])
     ax.minorticks_off()

@@ -43,10 +43,10 @@ def findings(monkeypatch):
     import findings
     return findings
 
-def test_a_difference_has_the_interval_of_a_paired_t_test(findings):
+def test_a_mean_difference_has_the_interval_of_a_paired_t_test(findings):
     scores, other = (pd.Series(v, index=range(5)) for v in ([.9, .8, .95, .7, .85], [.88, .83, .9, .72, .8]))
     low, high = ttest_rel(scores, other).confidence_interval(.95)
-    assert findings.difference(scores, other) == pytest.approx(((low + high) / 2, (high - low) / 2))
+    assert findings.interval(scores - other) == pytest.approx(((low + high) / 2, (high - low) / 2))
 
 def test_the_good_range_ends_between_the_lrs(findings):
     "Seed 0: all but the ends. Seed 1: from 0.1 to 1 it loses nothing; on both sides it loses two points, so a point halfway there."
