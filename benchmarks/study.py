@@ -103,10 +103,10 @@ def best_lr(df, variant, epochs):
     of = df[(df.variant == variant) & (df.epochs == epochs)]
     return of.groupby('max_lr').score.mean().idxmax()
 
-def around(lrs, lr):
-    "Return `lr` and its neighbours."
+def around(lrs, lr, n):
+    "Return `lr` and its neighbours, at most `n` in all."
     i = lrs.index(lr)
-    return lrs[max(0, i - 1):i + 2]
+    return lrs[max(0, i - n // 2):i + n // 2 + 1]
 
 def jobs_of_arguments(task, seeds):
     "Every argument at every LR, the first seed of everything first."
@@ -126,7 +126,7 @@ def jobs_of_repeats(task, seeds, df):
 def jobs_of_long_cycles(task, seeds, df):
     "Every argument at 4 times the budget, at the LRs around its best."
     for seed, variant in product(range(seeds), ARGUMENT_VARIANTS):
-        for lr in around(task.lrs, best_lr(df, variant, task.epochs)): yield variant, lr, 4 * task.epochs, seed
+        for lr in around(task.lrs, best_lr(df, variant, task.epochs), task.long_lrs): yield variant, lr, 4 * task.epochs, seed
 
 STAGES = [lambda task, seeds, df: jobs_of_arguments(task, seeds), lambda task, seeds, df: jobs_of_short_cycles(task, seeds),
           jobs_of_repeats, jobs_of_long_cycles]
