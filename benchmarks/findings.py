@@ -146,9 +146,9 @@ def plot_repeats():
     "Draw what a cycle loses that is stopped halfway, and what two cycles gain over one of the same length together."
     table, again = repeats(), {v: v.removeprefix('again at ').replace(', from', ',\nfrom') for v in AGAIN_VARIANTS}
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 8), height_ratios=(1, 5), layout='constrained')
-    draw_gains(top, table, {'stopped at half': ''}, 'points gained over a cycle of as many epochs')
+    draw_gains(top, table, {'stopped at half': ''}, 'points gained over a planned cycle')
     top.set_title('stopped halfway', loc='left')
-    draw_gains(bottom, table, again, 'points gained over one cycle of the epochs of both')
+    draw_gains(bottom, table, again, 'points gained over one long cycle')
     bottom.set(ylabel='second peak, as a part of the first')
     bottom.set_title('a second cycle after the first', loc='left')
     add_legend(fig, top)
