@@ -1,12 +1,14 @@
 """What each argument of a cycle buys, how much a stopped or repeated cycle loses, and how good a suggested `max_lr` is.
 
 `python benchmarks/study.py` runs whatever is missing in `benchmarks/results/study/` (about three hours on 2 cores with
-`--tasks` split over two processes; it can be stopped and started again). Six tasks, five seeds; a seed sets the weights, the
-order of the batches and the random labels."""
+`--tasks` split over two processes; it can be stopped and started again). `--quick` prints a first look in under three
+minutes. Six tasks, five seeds; a seed sets the weights, the order of the batches and the random labels."""
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import isnan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -35,6 +37,7 @@ ARGUMENTS = {
     **{f'pct_start={p}': dict(pct_start=p) for p in (0., .1, .5)},
     **{f'div_factor={d}': dict(div_factor=d) for d in (2, 1000)},
     'linear': dict(anneal='linear'), 'three_phase': dict(three_phase=True)}
+STARTS = {f'div_factor={d}, final_div=25': dict(div_factor=d, final_div=25.) for d in (2, 1000)}    # the default's end
 AGAIN = {'1': 1, '1/3': 1 / 3, '1/10': 1 / 10}    # the second peak, as a part of the first
 
 class Averaged(Callback):
@@ -57,7 +60,7 @@ def again(learn, max_lr, epochs, part, halfway=False):
 
 VARIANTS = {
     **{name: partial(lambda learn, lr, n, kwargs: learn.fit_one_cycle(n, lr, **kwargs), kwargs=kwargs)
-       for name, kwargs in ARGUMENTS.items()},
+       for name, kwargs in (ARGUMENTS | STARTS).items()},
     'averaged weights': lambda learn, lr, n: learn.fit_one_cycle(n, lr, cbs=Averaged()),
     'constant': lambda learn, lr, n: learn.fit(n, lr),
     'constant, averaged weights': lambda learn, lr, n: learn.fit(n, lr, cbs=Averaged()),
@@ -100,14 +103,14 @@ def best_lr(df, variant, epochs):
     of = df[(df.variant == variant) & (df.epochs == epochs)]
     return of.groupby('max_lr').score.mean().idxmax()
 
-def around(lrs, lr):
-    "Return `lr` and its neighbours."
+def around(lrs, lr, n):
+    "Return `lr` and its neighbours, at most `n` in all."
     i = lrs.index(lr)
-    return lrs[max(0, i - 1):i + 2]
+    return lrs[max(0, i - n // 2):i + n // 2 + 1]
 
 def jobs_of_arguments(task, seeds):
     "Every argument at every LR, the first seed of everything first."
-    for seed, variant, lr in product(range(seeds), ARGUMENT_VARIANTS, task.lrs): yield variant, lr, task.epochs, seed
+    for seed, variant, lr in product(range(seeds), [*ARGUMENT_VARIANTS, *STARTS], task.lrs): yield variant, lr, task.epochs, seed
 
 def jobs_of_short_cycles(task, seeds):
     "Short cycles, as a user would compare LRs."
@@ -123,7 +126,7 @@ def jobs_of_repeats(task, seeds, df):
 def jobs_of_long_cycles(task, seeds, df):
     "Every argument at 4 times the budget, at the LRs around its best."
     for seed, variant in product(range(seeds), ARGUMENT_VARIANTS):
-        for lr in around(task.lrs, best_lr(df, variant, task.epochs)): yield variant, lr, 4 * task.epochs, seed
+        for lr in around(task.lrs, best_lr(df, variant, task.epochs), task.long_lrs): yield variant, lr, 4 * task.epochs, seed
 
 STAGES = [lambda task, seeds, df: jobs_of_arguments(task, seeds), lambda task, seeds, df: jobs_of_short_cycles(task, seeds),
           jobs_of_repeats, jobs_of_long_cycles]
@@ -137,19 +140,35 @@ def run_suggestions(task, path, command, seeds, epochs):
     jobs = [(rule, n, seed) for n, seed, rule in product(epochs, range(seeds), RULES)]
     run_missing(path, command, ['rule', 'epochs', 'seed'], ['max_lr', 'cost', 'score', 'loss'], jobs, run)
 
+def run_stage(stage, name, task, folder, seeds):
+    "Run what one stage of a task lacks."
+    path, command = folder / f'{name}.csv', f'python benchmarks/study.py --tasks {name}'
+    df = results(path) if path.exists() else pd.DataFrame(columns=KEY)
+    print(f'{task.title}: stage {stage + 1} of {len(STAGES)}', flush=True)
+    run_missing(path, command, KEY, VALUES, STAGES[stage](task, seeds, df), partial(train, task))
+    if stage == 1: run_suggestions(task, folder / f'{name}_suggestions.csv', command, seeds, (task.epochs,))
+
+def first_look(name='table', seeds=2):
+    "Print the scores of every argument and the suggestions for the cheapest task, at four of its LRs; keep nothing."
+    task = ALL_TASKS[name]
+    task = replace(task, lrs=task.lrs[1:5])
+    with TemporaryDirectory() as folder:
+        for stage in range(2): run_stage(stage, name, task, Path(folder), seeds)
+        df, suggested = (results(Path(folder) / f'{file}.csv') for file in (name, f'{name}_suggestions'))
+    print(f'{task.title}, {task.epochs} epochs, {task.score_name} by max_lr, mean of {seeds} seeds:')
+    print(df[df.epochs == task.epochs].pivot_table('score', 'variant', 'max_lr', sort=False).round(4).to_string())
+    print('\nA cycle at what lr_find suggests:')
+    print(suggested.drop(columns='epochs').round(4).to_string(index=False))
+
 @call_parse
 def main(
     tasks:str=','.join(ALL_TASKS), # Names of tasks, separated by commas
     seeds:int=5, # Number of seeds
     stages:int=len(STAGES), # How many of the four stages to run: arguments, short cycles, repeats, long cycles
+    quick:bool=False, # Print a first look at one task, with two seeds and four LRs, and keep nothing
 ):
     "Run what is missing."
     torch.set_num_threads(1)
+    if quick: return first_look()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for stage, name in product(range(stages), tasks.split(',')):
-        task, path = ALL_TASKS[name], RESULTS / f'{name}.csv'
-        command = f'python benchmarks/study.py --tasks {name}'
-        df = results(path) if path.exists() else pd.DataFrame(columns=KEY)
-        print(f'{task.title}: stage {stage + 1} of {len(STAGES)}', flush=True)
-        run_missing(path, command, KEY, VALUES, STAGES[stage](task, seeds, df), partial(train, task))
-        if stage == 1: run_suggestions(task, RESULTS / f'{name}_suggestions.csv', command, seeds, (task.epochs,))
+    for stage, name in product(range(stages), tasks.split(',')): run_stage(stage, name, ALL_TASKS[name], RESULTS, seeds)

@@ -101,10 +101,11 @@ class Task:
     loss: Callable = cross_entropy
     score: Callable = accuracy
     score_name: str = 'accuracy'
+    long_lrs: int = 3    # LRs tried in the longest runs, an odd number
 
 TASKS = dict(
     cnn=Task('CNN, shifted digits, SGD', cnn, SGD, SGD_LRS, 12, partial(digits, shift=True)),
-    transformer=Task('Transformer, AdamW', Transformer, torch.optim.AdamW, ADAM_LRS, 15, digits),
+    transformer=Task('Transformer, AdamW', Transformer, torch.optim.AdamW, ADAM_LRS, 15, digits, long_lrs=1),
     noisy=Task('CNN, shifted digits, 20 % random labels, SGD', cnn, SGD, SGD_LRS, 12, partial(digits, shift=True, noise=0.2)),
     clean=Task('CNN, clean digits, SGD', cnn, SGD, SGD_LRS, 12, digits))
 
@@ -112,7 +113,7 @@ MORE_TASKS = dict(
     table=Task('MLP, Friedman regression, Adam', mlp, torch.optim.Adam, HIGH_ADAM_LRS, 15, friedman,
                nn.functional.mse_loss, explained, 'variance explained'),
     text=Task('GRU, characters of Python\'s help, AdamW', CharacterModel, torch.optim.AdamW, HIGH_ADAM_LRS, 4, text,
-              score_name='next-character accuracy'))
+              score_name='next-character accuracy', long_lrs=1))
 
 def evaluate(task, model, x, y):
     "Return the score and the loss of `model` on `x` and `y`."

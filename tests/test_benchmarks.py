@@ -2,7 +2,9 @@
 import json
 import warnings
 
+import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 from helpers import ROOT, fork_script
 
@@ -38,3 +40,50 @@ def test_saves(monkeypatch):
     from saves import measure
     found = measure(2, n_recorded=10)
     assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB', 'torch.save MB'] and min(found.values()) > 0
+
+@pytest.fixture(scope='module')
+def findings():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
+        import findings
+    return findings
+
+@pytest.fixture(scope='module')
+def measured(findings):
+    "The figures of the study that pages other than its own quote, in points."
+    lost, longer = findings.regret_table().regret, findings.of_all_tasks(findings.longer).gain['mean']
+    lower = findings.changes(['final_div=1e5']).gain['mean'].droplevel('variant')
+    repeated = findings.repeats(['again at 1/10', 'stopped at half']).gain['mean'].xs('mean', level='task')
+    return dict(valley=lost['lr_find, valley'], minimum=lost['lr_find, minimum'], compared=lost['compare_max_lr, 2'],
+                below=-findings.of_all_tasks(findings.beside_the_best).below['mean']['mean'],
+                longer=longer.max(), wrong=-longer['noisy'], lower=lower['mean'], lowest=lower.max(),
+                again=-repeated['again at 1/10'], stopped=-repeated['stopped at half'])
+
+def test_a_mean_difference_has_the_interval_of_a_paired_t_test(findings):
+    scores, other = (pd.Series(v, index=range(5)) for v in ([.9, .8, .95, .7, .85], [.88, .83, .9, .72, .8]))
+    low, high = ttest_rel(scores, other).confidence_interval(.95)
+    assert findings.interval(scores - other) == pytest.approx(((low + high) / 2, (high - low) / 2))
+
+def test_the_good_range_ends_between_the_lrs(findings):
+    "Seed 0: all but the ends. Seed 1: from 0.1 to 1 it loses nothing; on both sides it loses two points, so a point halfway there."
+    scores = {0: [.5, .9, .9, .9, .5], 1: [.88, .88, .9, .9, .88]}
+    rows = [('default', lr, 12, seed, score) for seed in scores for lr, score in zip([.001, .01, .1, 1., 10.], scores[seed])]
+    factors = findings.good_range(pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score']), 'default', 12)
+    assert factors[0] == pytest.approx(100 * 10**(2 * .01 / .4), rel=.02) and factors[1] == pytest.approx(100, rel=.02)
+
+TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
+
+@pytest.mark.parametrize('page, says', [
+    (TUTORIAL, 'what `lr_find` suggests by default [lost {valley:.1f} points]'),
+    (TUTORIAL, 'a third of the best LR [lost {below:.1f} points]'),
+    (TUTORIAL, '[gained up to {longer:.1f} points]'),
+    (TUTORIAL, 'but lost {wrong:.1f} where labels are wrong'),
+    (TUTORIAL, '[{lower:.1f} points](../benchmarks/what_each_argument_buys.ipynb#final_div-how-low-the-cycle-ends) on average, {lowest:.1f} at most'),
+    (TUTORIAL, 'it ended [{again:.1f} points]'),
+    (TUTORIAL, 'that [lost {stopped:.1f} points]'),
+    ('10_compare', "the best of `lr_find`'s suggestions lost {minimum:.1f} points"),
+    ('10_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
+def test_pages_say_what_was_measured(measured, page, says):
+    "The pages on the study check their own figures, in hidden cells."
+    cells = json.loads((Path(__file__).parents[1] / f'nbs/{page}.ipynb').read_text())['cells']
+    assert says.format(**measured) in ' '.join(' '.join(''.join(cell['source']) for cell in cells).split())
