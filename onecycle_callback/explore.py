@@ -95,9 +95,9 @@ def _page(plan, values, limits):
 def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
     """Show the plan's picture and table below sliders, with the call of `fit_one_cycle` that trains with it.
 
-    They are for `cycle_len`, `max_lr` (of the last parameter group), `div_factor`, `pct_start` and `final_div`, and start
-    at the plan's own values; the plan itself stays as it is. The axes don't move. Raises `ImportError` if ipywidgets is
-    missing."""
+    They are for `cycle_len`, `max_lr` (of the last parameter group), `div_factor`, `pct_start` and `final_div`, and
+    start at the plan's own values; the plan itself stays as it is. The axes don't move. Raises `ImportError` if
+    ipywidgets is missing."""
     try: import ipywidgets as widgets
     except ImportError:
         raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None

@@ -1,4 +1,4 @@
-"""The record of a fit, as a picture with `Recorder.plot_lr` and `Recorder.plot_sched`, or as a table with `Recorder.to_frame`
+"""The record of a fit: `Recorder.plot_lr` and `Recorder.plot_sched` draw it, `Recorder.to_frame` makes a table of it
 
 Docs: https://onecycle-callback.github.io/onecycle_callback/recorder.html.md"""
 

@@ -44,7 +44,7 @@ def test_saves(monkeypatch):
 @pytest.fixture(scope='module')
 def findings():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
+        patch.syspath_prepend(ROOT / 'benchmarks')
         import findings
     return findings
 
@@ -85,5 +85,5 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
     ('10_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
 def test_pages_say_what_was_measured(measured, page, says):
     "The pages on the study check their own figures, in hidden cells."
-    cells = json.loads((Path(__file__).parents[1] / f'nbs/{page}.ipynb').read_text())['cells']
+    cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text())['cells']
     assert says.format(**measured) in ' '.join(' '.join(''.join(cell['source']) for cell in cells).split())

@@ -1,7 +1,7 @@
 """The rules by which a notebook becomes a page, and the index the README; test_site.py looks at the built pages."""
 import re
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from importlib import import_module
 from textwrap import dedent
 
