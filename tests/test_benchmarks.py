@@ -54,7 +54,8 @@ def measured(findings):
     lost, longer = findings.regret_table().regret, findings.of_all_tasks(findings.longer).gain['mean']
     lower = findings.changes(['final_div=1e5']).gain['mean'].droplevel('variant')
     repeated = findings.repeats(['again at 1/10', 'stopped at half']).gain['mean'].xs('mean', level='task')
-    return dict(valley=lost['lr_find, valley'], minimum=lost['lr_find, minimum'], compared=lost['compare_max_lr, 2'],
+    reach = 10 ** -findings.changes(['constant']).wider['mean']['constant', 'mean']
+    return dict(reach={3: 'three'}[round(reach)], valley=lost['lr_find, valley'], minimum=lost['lr_find, minimum'], compared=lost['compare_max_lr, 2'],
                 below=-findings.of_all_tasks(findings.beside_the_best).below['mean']['mean'],
                 longer=longer.max(), wrong=-longer['noisy'], lower=lower['mean'], lowest=lower.max(),
                 again=-repeated['again at 1/10'], stopped=-repeated['stopped at half'])
@@ -81,6 +82,7 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
     (TUTORIAL, '[{lower:.1f} points](../benchmarks/what_each_argument_buys.ipynb#final_div-how-low-the-cycle-ends) on average, {lowest:.1f} at most'),
     (TUTORIAL, 'it ended [{again:.1f} points]'),
     (TUTORIAL, 'that [lost {stopped:.1f} points]'),
+    ('index', 'the LRs within a point of the best reach {reach} times as far as with a constant LR'),
     ('10_compare', "the best of `lr_find`'s suggestions lost {minimum:.1f} points"),
     ('10_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
 def test_pages_say_what_was_measured(measured, page, says):
