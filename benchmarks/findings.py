@@ -156,16 +156,12 @@ def plot_repeats():
 
 # How good a suggested `max_lr` is
 
-def score_at(df, epochs, seed, lrs):
-    "Return the score of a cycle of `epochs` at the best of the LRs that were tried, and at each of `lrs`, for one seed."
-    return by_seed(df, 'default', best_lr(df, 'default', epochs), epochs)[seed], [by_seed(df, 'default', lr, epochs)[seed] for lr in lrs]
-
 def chosen(df, seed, lrs, epochs, n=1):
     "Return the `n` of `lrs` with the lowest test loss after a short cycle of `epochs`."
     of = df[(df.variant == 'default') & (df.epochs == epochs) & (df.seed == seed) & df.max_lr.isin(lrs)]
     return of.set_index('max_lr').loss.nsmallest(n).index.tolist()
 
-def short_cycles(df, task, epochs, seed):
+def short_cycles(df, task, seed):
     "Yield each way to choose by short cycles, its cost in epochs, and the LR that it chooses."
     lrs = list(task.lrs)
     for n in (1, 2, 4): yield f'cycles of {n}', n * len(lrs), chosen(df, seed, lrs, n)[0]
@@ -177,33 +173,30 @@ def suggestions(name):
     "Read what `lr_find` suggested for a task, and what a cycle at that LR gave."
     return results(RESULTS / f'{name}_suggestions.csv')
 
+@cache
 def regrets(name):
-    "Return one row per way to choose and seed: its cost in epochs, and how much score is lost against the best LR tried."
+    "Return one row per way to choose and seed: its cost in epochs, and the points that are lost against the best LR tried."
     df, task, suggested, rows = study(name), ALL_TASKS[name], suggestions(name), []
-    epochs = task.epochs
-    for s in suggested.itertuples():
-        best, _ = score_at(df, epochs, s.seed, [])
-        rows.append(dict(way=f'lr_find, {s.rule}', seed=s.seed, cost=s.cost, regret=best - (0 if np.isnan(s.score) else s.score)))
+    at = df[(df.variant == 'default') & (df.epochs == task.epochs)].set_index(['max_lr', 'seed']).score
+    best = at[best_lr(df, 'default', task.epochs)]
+    def add(way, seed, cost, score): rows.append(dict(way=way, seed=seed, cost=cost, regret=100 * (best[seed] - score)))
+    for s in suggested.itertuples(): add(f'lr_find, {s.rule}', s.seed, s.cost, 0 if np.isnan(s.score) else s.score)
     for s in suggested[suggested.rule == 'minimum'].itertuples():
         lrs = lrs_around(s.max_lr)
-        for n in (1, 2, 4):
-            best, (score,) = score_at(df, epochs, s.seed, chosen(df, s.seed, lrs, n))
-            rows.append(dict(way=f'compare_max_lr, {n}', seed=s.seed, cost=s.cost + n * len(lrs), regret=best - score))
+        for n in (1, 2, 4): add(f'compare_max_lr, {n}', s.seed, s.cost + n * len(lrs), at[chosen(df, s.seed, lrs, n)[0], s.seed])
     for seed in df.seed.unique():
-        for way, cost, lr in short_cycles(df, task, epochs, seed):
-            best, (score,) = score_at(df, epochs, seed, [lr])
-            rows.append(dict(way=way, seed=seed, cost=cost, regret=best - score))
+        for way, cost, lr in short_cycles(df, task, seed): add(way, seed, cost, at[lr, seed])
     return pd.DataFrame(rows).assign(task=name)
 
-def regret_table(names=tuple(ALL_TASKS)):
+def regret_table():
     "Mean and worst regret of each way to choose, in points, over tasks and seeds, and its cost in epochs."
-    runs = pd.concat(map(regrets, names)).assign(regret=lambda df: 100 * df.regret)
-    return runs.groupby('way', sort=False).agg(cost=('cost', 'mean'), regret=('regret', 'mean'), worst=('regret', 'max'), runs=('seed', 'count'))
+    ways = pd.concat(map(regrets, ALL_TASKS)).groupby('way', sort=False)
+    return ways.agg(cost=('cost', 'mean'), regret=('regret', 'mean'), worst=('regret', 'max'))
 
 def gain_over_minimum(way):
     "Return how many points less a way to choose loses than the suggestion `minimum`, and half of the 95 % interval."
     runs = pd.concat(map(regrets, ALL_TASKS)).pivot_table('regret', ['task', 'seed'], 'way')
-    return interval(100 * (runs['lr_find, minimum'] - runs[way]).groupby('seed').mean())
+    return interval((runs['lr_find, minimum'] - runs[way]).groupby('seed').mean())
 
 def best_over_minimum():
     "Return how many times the suggestion `minimum` the best LR is, for each task and seed."
