@@ -2,7 +2,6 @@
 import os
 import signal
 from functools import partial
-from multiprocessing import get_context
 from threading import Event, current_thread, main_thread
 from time import sleep
 
@@ -11,6 +10,7 @@ from fastai.basics import Adam, Callback, OptimWrapper, SGD, torch
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import Lookahead
 
+from helpers import fork
 from interrupted import N_EPOCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume import run
@@ -58,9 +58,8 @@ def test_holds_the_batch_it_was_saved_at(tmp_path, monkeypatch, name):
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
     assert_same(results(learn), expected)
 
-def train_and_die(path, when, out):
+def train_and_die(path, when):
     "Train, and kill this process in its first write in a thread: with half of the file written, before it is renamed, or after."
-    os.dup2(os.open(out, os.O_CREAT | os.O_WRONLY), 1)
     replace = os.replace
     def replace_and_die(part, file):
         if current_thread() is main_thread(): return replace(part, file)
@@ -73,8 +72,7 @@ def train_and_die(path, when, out):
 @pytest.mark.slow
 @pytest.mark.parametrize('when, place, left', [('half', 'epoch 1, batch 0', 1), ('before', 'epoch 1, batch 0', 1), ('after', 'epoch 1, batch 4', 0)])
 def test_killed_inside_it(tmp_path, capsys, when, place, left):
-    process = get_context('fork').Process(target=train_and_die, args=(tmp_path, when, tmp_path / 'out'))
-    process.start()
+    process = fork(train_and_die, tmp_path, when, out=tmp_path / 'out')
     process.join(120)
     assert process.exitcode == -signal.SIGKILL and len(list(tmp_path.glob('models/*.part'))) == left
     calm = learner(tmp_path)
