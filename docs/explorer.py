@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 
 from onecycle_callback import OneCycleSchedule
-from onecycle_callback.explore import _stops
+from onecycle_callback.explore import slider_stops
 from onecycle_callback.schedule import MOMS
 
 MARK = '<div class="onecycle-explorer"></div>'   # in a notebook's Markdown: the place of the explorer on the page
@@ -18,7 +18,7 @@ N_BATCHES = (1, 2, 5, 10, 15, PLAN.n_batch, 30, 50, 100, 200, 500, 1000)
 
 def start():
     "Return what the explorer starts with: the values and the stops of its sliders, those of `explore`, as text."
-    sliders = _stops(PLAN) | dict(n_batch=(PLAN.n_batch, N_BATCHES))
+    sliders = slider_stops(PLAN) | dict(n_batch=(PLAN.n_batch, N_BATCHES))
     return dict(values={name: str(value) for name, (value, _) in sliders.items()},
                 stops={name: list(map(str, stops)) for name, (_, stops) in sliders.items()}, moms=MOMS)
 

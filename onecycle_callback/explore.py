@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .clock import TimedPlan
 from .plot import figure_html
-from .schedule import MOMS, OneCyclePlan, _text
+from .schedule import MOMS, OneCyclePlan, as_arguments
 
 # %% ../nbs/08_explore.ipynb #fa1dfaac
 def _with_values(plan, max_lr, cycle_len=1, **changes):
@@ -33,11 +33,10 @@ def _call(plan):
     length = dict(minutes=plan.minutes) if isinstance(plan, TimedPlan) else dict(cycle_len=plan.n_epoch)
     schedule = {f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)
                 if f.name in ('max_lr', 'div_factor', 'pct_start') or getattr(plan.schedule, f.name) != f.default}
-    arguments = ', '.join(f'{name}={_text(value)}' for name, value in (length | schedule).items())
-    return f'learn.fit_one_cycle({arguments})'
+    return f'learn.fit_one_cycle({as_arguments(length | schedule)})'
 
 # %% ../nbs/08_explore.ipynb #807754bf
-def _stops(plan):
+def slider_stops(plan):
     "Return the value and the stops of the slider of each argument."
     s, peak = plan.schedule, float(plan.at([plan.peak])[0][0, -1])
     divs, ends = max(25., s.div_factor), {10. ** k for k in range(7)} | {s.final_div or 1., inf}
@@ -74,7 +73,7 @@ def _values(controls, stops):
 # %% ../nbs/08_explore.ipynb #75ffe0f5
 def _limits(plan):
     "Return the limits of the horizontal axis, and of the vertical ones of LR and momentum, for all moves from `plan`."
-    reach = {name: stops[-1] for name, (_, stops) in _stops(plan).items()}
+    reach = {name: stops[-1] for name, (_, stops) in slider_stops(plan).items()}
     width = reach['cycle_len'] * plan.n_batch if 'cycle_len' in reach else plan.minutes
     peaks, moms = plan.at([plan.peak])[0][0], plan.schedule.moms or MOMS
     margin = .12 * (max(moms) - min(moms)) or .01
@@ -101,7 +100,7 @@ def explore(self:OneCyclePlan): # An ipywidgets box, which a notebook shows
     try: import ipywidgets as widgets
     except ImportError:
         raise ImportError("explore needs ipywidgets: pip install 'onecycle_callback[explore]'") from None
-    stops, limits, page = _stops(self), _limits(self), widgets.HTML()
+    stops, limits, page = slider_stops(self), _limits(self), widgets.HTML()
     controls = {name: _control(widgets, name, *each) for name, each in stops.items()}
     def draw(_=None): page.value = _page(self, _values(controls, stops), limits)
     for control in controls.values(): control.observe(draw, 'value')

@@ -86,6 +86,11 @@ def _mirrored(curve):
     "Return `curve` run backwards."
     return lambda start, end, pos: curve(end, start, 1 - pos)
 
+# %% ../nbs/01_schedule.ipynb #77a9f812
+def as_arguments(values):
+    "Return `values`, by name, as the arguments of a call in Python code."
+    return ', '.join(f'{name}={_text(value)}' for name, value in values.items())
+
 # %% ../nbs/01_schedule.ipynb #9050aa2f
 class _Phase(NamedTuple):
     "A stretch of a cycle, from where the phase before it ends."
@@ -225,8 +230,7 @@ class OneCycleSchedule:
         _check_together(self)
 
     def __repr__(self):
-        args = (f'{f.name}={_text(getattr(self, f.name))}' for f in fields(self))
-        return f'{type(self).__name__}({", ".join(args)})'
+        return f'{type(self).__name__}({as_arguments({f.name: getattr(self, f.name) for f in fields(self)})})'
 
     @property
     def _anneals(self): return self.anneal if isinstance(self.anneal, tuple) else (self.anneal, self.anneal)
