@@ -131,7 +131,7 @@ def plot_epochs(dfs):
         ax.set_xticks(constant.index, constant.index)
         ax.minorticks_off()
         ax.grid(alpha=.3)
-        ax.legend(loc='lower right')
+        ax.legend(loc='lower left' if constant.accuracy.iloc[-1] < constant.accuracy.iloc[0] else 'lower right')
     return fig
 
 @call_parse
