@@ -50,7 +50,8 @@ def check_metadata(checkout):
     for name, found, expected in [
         ('Summary', meta['Summary'], project['description']),
         ('Requires-Python', meta['Requires-Python'], project['requires-python']),
-        ('Requires-Dist', {parts(r) for r in meta.get_all('Requires-Dist') if 'extra ==' not in r}, set(map(parts, project['dependencies']))),
+        ('Requires-Dist', {parts(r) for r in meta.get_all('Requires-Dist') if 'extra ==' not in r},
+         set(map(parts, project['dependencies']))),
         ('Provides-Extra', set(meta.get_all('Provides-Extra')), set(project['optional-dependencies'])),
         ('License-Expression', meta['License-Expression'], project['license']),
         ('License-File', meta.get_all('License-File'), project['license-files']),

@@ -9,8 +9,10 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
 
-FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py', 'test_benchmarks.py',
-         'test_optimizer.py', 'test_runs.py', 'test_resume_state.py', 'test_stream.py')     # take longest, the longest first
+FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py',
+         'test_benchmarks.py',
+         'test_optimizer.py', 'test_runs.py', 'test_resume_state.py',
+         'test_stream.py')     # take longest, the longest first
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
@@ -31,7 +33,7 @@ def close_figures():
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
     "The folder of the whole site, built from clean in a copy of the project."
-    from helpers import copy_tree     # not above: the process that only starts the workers needs no fastai
+    from support.helpers import copy_tree     # not above: the process that only starts the workers needs no fastai
     tree = copy_tree(tmp_path_factory.mktemp('site'))
     run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

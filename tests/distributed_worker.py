@@ -15,7 +15,7 @@ from fastai.callback.training import GradientAccumulation
 from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from helpers import Passes, Spy, Time, dataset, learner
+from support.helpers import Passes, Spy, Time, dataset, learner
 from onecycle_callback import CycleCheckpoint, clock
 import onecycle_callback.distributed  # noqa: F401
 
@@ -33,7 +33,8 @@ class Seen(Spy):
 def state(learn): return [t.tolist() for t in learn.model.state_dict().values()]
 
 def seen(learn, spy, plan):
-    return dict(plan_lrs=plan.lrs.tolist(), plan_moms=plan.moms.tolist(), n_batch=plan.n_batch, lrs=spy.seen_lrs, moms=spy.seen_moms, items=spy.items, hps=learn.recorder.hps, weights=state(learn),
+    return dict(plan_lrs=plan.lrs.tolist(), plan_moms=plan.moms.tolist(), n_batch=plan.n_batch, lrs=spy.seen_lrs,
+                moms=spy.seen_moms, items=spy.items, hps=learn.recorder.hps, weights=state(learn),
                 values=[list(v) for v in learn.recorder.values], mom_after=[h['mom'] for h in learn.opt.hypers])
 
 def trained(learn, *args):
@@ -50,7 +51,8 @@ def bn_learner(n_items, opt_func, drop_last=True):
     "Two groups, batch norm, batches of 4."
     train = DataLoader(dataset(n_items), bs=4, shuffle=True, drop_last=drop_last, device='cpu')
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    return Learner(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=opt_func,
+    return Learner(DataLoaders(train, DataLoader(dataset(8), bs=4, device='cpu'), device='cpu'), model,
+                   loss_func=nn.MSELoss(), opt_func=opt_func,
                  splitter=lambda m: [[*m[0].parameters(), *m[1].parameters()], list(m[2].parameters())])
 
 def cycles(folder):
@@ -135,7 +137,8 @@ def long_cycle(folder, checkpoint=None, cbs=None):
     set_seed(rank_distrib())
     train = DataLoader(dataset(96), bs=4, shuffle=True, drop_last=True, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 1))
-    learn = Learner(DataLoaders(train, DataLoader(dataset(16), bs=4, device='cpu'), device='cpu'), model, loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
+    learn = Learner(DataLoaders(train, DataLoader(dataset(16), bs=4, device='cpu'), device='cpu'), model,
+                    loss_func=nn.MSELoss(), opt_func=Adam, path=folder)
     with learn.distrib_ctx(**CPU): learn.fit_one_cycle(4, 1e-2, checkpoint=checkpoint, cbs=cbs)
     return dict(weights=state(learn), losses=[float(x) for x in learn.recorder.losses], hps=learn.recorder.hps,
                 values=[list(v) for v in learn.recorder.values], draw=torch.rand(3).tolist())
@@ -165,10 +168,13 @@ def timed_cycle(folder, cbs=None, **kwargs):
     clock.Clock = new_clock
     learn = stream_learner(DataLoader(dataset(96), bs=4, shuffle=True), path=folder)
     with learn.distrib_ctx(**CPU):
-        learn.fit_one_cycle(max_lr=1e-2, minutes=.02, cbs=[spy, Passes(time, .01 * factor, .03 * factor), *L(cbs)], **kwargs)
+        learn.fit_one_cycle(max_lr=1e-2, minutes=.02, cbs=[spy, Passes(time, .01 * factor, .03 * factor), *L(cbs)],
+                            **kwargs)
     hps, plan = learn.recorder.hps, learn.recorder.plan
-    return dict(lrs=spy.seen_lrs, plan_lrs=plan.at(plan.ticks(hps['minutes']))[0].tolist(), hps=hps, weights=state(learn), seconds=time.now - 1000,
-                reads=clocks[-1].reads, values=[list(v) for v in learn.recorder.values], end=plan.at([plan.ticks(plan.minutes)])[0][0].tolist())
+    return dict(lrs=spy.seen_lrs, plan_lrs=plan.at(plan.ticks(hps['minutes']))[0].tolist(), hps=hps,
+                weights=state(learn), seconds=time.now - 1000,
+                reads=clocks[-1].reads, values=[list(v) for v in learn.recorder.values],
+                end=plan.at([plan.ticks(plan.minutes)])[0][0].tolist())
 
 def timed(folder): return timed_cycle(folder)
 def timed_killed(folder): return timed_cycle(folder, cbs=Kill(47), checkpoint=CycleCheckpoint('run3', every=5))

@@ -31,11 +31,14 @@ def learner(path, n_batch=N_BATCH, opt_func=Adam, workers=0, torch_loader=False,
     set_seed(1)
     data, bs = items(4 * n_batch - 2), 4
     if torch_loader:
-        train = torch.utils.data.DataLoader(data, batch_size=bs, shuffle=True, generator=torch.Generator().manual_seed(5))
+        train = torch.utils.data.DataLoader(data, batch_size=bs, shuffle=True,
+                                            generator=torch.Generator().manual_seed(5))
     else: train = DataLoader(data, bs=bs, shuffle=True, num_workers=workers)
     dls = DataLoaders(train, DataLoader(items(20), bs=10), device='cpu')
-    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.3), Remembers(), nn.Linear(16, 2))
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=opt_func, metrics=accuracy, path=path, **kwargs)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.3), Remembers(),
+                          nn.Linear(16, 2))
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=opt_func, metrics=accuracy, path=path,
+                   **kwargs)
 
 class Interrupt(Callback):
     "Raise `error` after batch `at`, counted over the whole cycle from 1."
@@ -47,9 +50,12 @@ class Interrupt(Callback):
 def results(learn):
     "Return everything that must be equal in the end; this draws from the random generators."
     r = learn.recorder
-    return dict(weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps, values=[list(v) for v in r.values],
-                lrs=list(r.lrs), iters=list(r.iters), opt=list(learn.opt.hypers), seen=learn.model[4].seen, calls=learn.model[4].calls,
-                smooth=float(r.smooth_loss.val), final=list(learn.final_record), starts=r.starts, frame=r.to_frame().to_dict('list'),
+    return dict(weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps,
+                values=[list(v) for v in r.values],
+                lrs=list(r.lrs), iters=list(r.iters), opt=list(learn.opt.hypers), seen=learn.model[4].seen,
+                calls=learn.model[4].calls,
+                smooth=float(r.smooth_loss.val), final=list(learn.final_record), starts=r.starts,
+                frame=r.to_frame().to_dict('list'),
                 draws=(random.random(), np.random.rand(), torch.rand(2)))
 
 def assert_same(a, b, where=''):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from fastai.learner import load_learner
 
-from helpers import Spy, collab, language_model, tabular, text_classifier, vision
+from support.helpers import Spy, collab, language_model, tabular, text_classifier, vision
 
 pytestmark = pytest.mark.matrix
 

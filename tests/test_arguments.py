@@ -10,7 +10,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback
 from torch.utils.data import IterableDataset
 
-from helpers import frozen_state, learner
+from support.helpers import frozen_state, learner
 from onecycle_callback import CycleCheckpoint, OneCycle, OneCycleSchedule
 
 nan, inf = math.nan, math.inf
@@ -158,7 +158,8 @@ class NoLength(IterableDataset):
 
 @pytest.mark.parametrize('loader, kwargs, allowed', [
     (torch.utils.data.DataLoader(NoLength(), batch_size=1), {}, 'give the number of batches of an epoch as n_batch'),
-    ([], {}, 'at least one batch'), ([], dict(n_batch=3), 'at least one batch')], ids=['no length', 'empty', 'empty with n_batch'])
+    ([], {}, 'at least one batch'), ([], dict(n_batch=3), 'at least one batch')],
+    ids=['no length', 'empty', 'empty with n_batch'])
 @pytest.mark.parametrize('call', CALLS)
 def test_loaders(call, loader, kwargs, allowed):
     learn = learner()

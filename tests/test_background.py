@@ -10,8 +10,8 @@ from fastai.basics import Adam, Callback, OptimWrapper, SGD, torch
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import Lookahead
 
-from helpers import fork
-from interrupted import N_EPOCH, Interrupt, assert_same, learner, results
+from support.helpers import fork
+from support.interrupted import N_EPOCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume import run
 
@@ -52,7 +52,8 @@ def test_holds_the_batch_it_was_saved_at(tmp_path, monkeypatch, name):
     expected = results(calm)
     with monkeypatch.context() as patches, pytest.raises(RuntimeError, match='interrupted'):
         gate = Gate(patches)
-        LEARNERS[name](tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=[gate, Interrupt(OPENS + 1)], checkpoint=CycleCheckpoint('run1', every=AT))
+        LEARNERS[name](tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=[gate, Interrupt(OPENS + 1)],
+                                               checkpoint=CycleCheckpoint('run1', every=AT))
     assert gate.seen.index(('trained', 1, 7)) < gate.seen.index(('written', 1, 4))
     learn = LEARNERS[name](tmp_path)
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
@@ -70,7 +71,8 @@ def train_and_die(path, when):
     learner(path).fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
 
 @pytest.mark.slow
-@pytest.mark.parametrize('when, place, left', [('half', 'epoch 1, batch 0', 1), ('before', 'epoch 1, batch 0', 1), ('after', 'epoch 1, batch 4', 0)])
+@pytest.mark.parametrize('when, place, left', [('half', 'epoch 1, batch 0', 1), ('before', 'epoch 1, batch 0', 1),
+                                               ('after', 'epoch 1, batch 4', 0)])
 def test_killed_inside_it(tmp_path, capsys, when, place, left):
     process = fork(train_and_die, tmp_path, when, out=tmp_path / 'out')
     process.join(120)
@@ -118,4 +120,5 @@ def test_an_error_in_the_last_save_is_told_after_an_interrupt(tmp_path, monkeypa
         write(path, state)
     monkeypatch.setattr(run, 'write_file', fail)
     with pytest.warns(UserWarning, match='could not be saved at epoch 1, batch 4: No space'), pytest.raises(KeyboardInterrupt):
-        learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(AT, KeyboardInterrupt), checkpoint=CycleCheckpoint('run1', every=AT))
+        learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(AT, KeyboardInterrupt),
+                                        checkpoint=CycleCheckpoint('run1', every=AT))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from helpers import ROOT, fork_script
+from support.helpers import ROOT, fork_script
 
 def run_benchmark(name, *args, cwd='.'):
     "Run a script of benchmarks/, where a warning is an error; return what it prints."
@@ -22,13 +22,17 @@ def test_overhead(tmp_path):
     found = json.loads((tmp_path / 'o.json').read_text())
     rows = found['us_per_batch']
     assert set(rows) == {f'{opt}, {n} groups' for opt in ('Adam', 'AdamW') for n in (1, 10, 100)}
-    for row in rows.values(): assert {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own', 'floor own'} <= set(row)
+    for row in rows.values():
+        assert {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own',
+                'floor own'} <= set(row)
     assert set(found['loop']) == {'fastai fit_one_cycle', 'fit_one_cycle', 'fit'}
-    assert set(found['preview']) == {'plan', 'OneCycleLR loop'} and set(found['imports']) == {'fastai', 'onecycle_callback'}
+    assert set(found['preview']) == {'plan',
+                                     'OneCycleLR loop'} and set(found['imports']) == {'fastai', 'onecycle_callback'}
     assert 'own / OneCycleLR' in printed
 
 @pytest.mark.slow
-@pytest.mark.parametrize('args, shown', [(['--quick'], ['show, own curve', 'plot_sched', "torch's loop", 'a million batches / a thousand']),
+@pytest.mark.parametrize('args, shown', [(['--quick'], ['show, own curve', 'plot_sched', "torch's loop",
+                                                        'a million batches / a thousand']),
                                          (['--train', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)
 def test_scale(args, shown):
     printed = run_benchmark('scale.py', *args)
@@ -39,7 +43,8 @@ def test_saves(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     from saves import measure
     found = measure(2, n_recorded=10)
-    assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB', 'torch.save MB'] and min(found.values()) > 0
+    assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB',
+                           'torch.save MB'] and min(found.values()) > 0
 
 @pytest.fixture(scope='module')
 def findings():
@@ -55,7 +60,8 @@ def measured(findings):
     lower = findings.changes(['final_div=1e5']).gain['mean'].droplevel('variant')
     repeated = findings.repeats(['again at 1/10', 'stopped at half']).gain['mean'].xs('mean', level='task')
     reach = 10 ** -findings.changes(['constant']).wider['mean']['constant', 'mean']
-    return dict(reach={3: 'three'}[round(reach)], valley=lost['lr_find, valley'], minimum=lost['lr_find, minimum'], compared=lost['compare_max_lr, 2'],
+    return dict(reach={3: 'three'}[round(reach)], valley=lost['lr_find, valley'], minimum=lost['lr_find, minimum'],
+                compared=lost['compare_max_lr, 2'],
                 below=-findings.of_all_tasks(findings.beside_the_best).below['mean']['mean'],
                 longer=longer.max(), wrong=-longer['noisy'], lower=lower['mean'], lowest=lower.max(),
                 again=-repeated['again at 1/10'], stopped=-repeated['stopped at half'])
@@ -68,8 +74,10 @@ def test_a_mean_difference_has_the_interval_of_a_paired_t_test(findings):
 def test_the_good_range_ends_between_the_lrs(findings):
     "Seed 0: all but the ends. Seed 1: from 0.1 to 1 it loses nothing; on both sides it loses two points, so a point halfway there."
     scores = {0: [.5, .9, .9, .9, .5], 1: [.88, .88, .9, .9, .88]}
-    rows = [('default', lr, 12, seed, score) for seed in scores for lr, score in zip([.001, .01, .1, 1., 10.], scores[seed])]
-    factors = findings.good_range(pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score']), 'default', 12)
+    rows = [('default', lr, 12, seed, score) for seed in scores for lr,
+            score in zip([.001, .01, .1, 1., 10.], scores[seed])]
+    factors = findings.good_range(pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score']),
+                                  'default', 12)
     assert factors[0] == pytest.approx(100 * 10**(2 * .01 / .4), rel=.02) and factors[1] == pytest.approx(100, rel=.02)
 
 TUTORIAL = 'tutorials/understanding_the_1cycle_policy'

@@ -11,7 +11,7 @@ from fastai.basics import Adam, Callback, CancelFitException, OptimWrapper, Trai
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.callback.training import ShortEpochCallback
 
-from helpers import At, Spy, groups_of, learner, momentum, throw
+from support.helpers import At, Spy, groups_of, learner, momentum, throw
 from onecycle_callback import OneCycle, OneCycleSchedule
 
 pytestmark = pytest.mark.matrix

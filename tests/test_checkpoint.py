@@ -15,8 +15,8 @@ from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import Lookahead
 from torch import nn
 
-from helpers import frozen_state
-from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
+from support.helpers import frozen_state
+from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 
 pytestmark = pytest.mark.matrix
@@ -50,7 +50,8 @@ def interrupt(make, path, at, every=None, cbs=None, error=RuntimeError, **kwargs
     "A Learner whose cycle was interrupted after batch `at`."
     learn = make(path)
     with pytest.raises(error, match='interrupted'):
-        learn.fit_one_cycle(N_EPOCH, .05, cbs=L(cbs) + Interrupt(at, error), checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=L(cbs) + Interrupt(at, error),
+                            checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
     return learn
 
 def resume(make, path, every=None, **kwargs):
@@ -60,7 +61,8 @@ def resume(make, path, every=None, **kwargs):
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
     return learn
 
-@pytest.mark.parametrize('every, at', [(None, 1), (None, 12), (None, 30), (None, 48), (1, 1), (1, 30), (4, 12), (7, 3), (7, 30), (7, 47), (8, 48)])
+@pytest.mark.parametrize('every, at', [(None, 1), (None, 12), (None, 30), (None, 48), (1, 1), (1, 30), (4, 12), (7, 3),
+                                       (7, 30), (7, 47), (8, 48)])
 def test_ends_with_the_same_bits(uninterrupted, tmp_path, every, at):
     interrupt(learner, tmp_path, at, every)
     assert_same(results(resume(learner, tmp_path, every)), uninterrupted('Adam'))
@@ -210,8 +212,10 @@ def complete(tmp_path_factory):
     return path
 
 @pytest.mark.parametrize('name, call, kwargs', [
-    ('max_lr', dict(max_lr=.06), {}), ('cycle_len', dict(cycle_len=3), {}), ('pct_start', dict(pct_start=.4), {}), ('wd', dict(wd=.1), {}),
-    ('stop_epoch', dict(stop_epoch=1), {}), ('anneal', dict(anneal='linear'), {}), ('n_batch', {}, dict(n_batch=11)), ('optimizer', {}, dict(opt_func=SGD))])
+    ('max_lr', dict(max_lr=.06), {}), ('cycle_len', dict(cycle_len=3), {}), ('pct_start', dict(pct_start=.4), {}),
+    ('wd', dict(wd=.1), {}),
+    ('stop_epoch', dict(stop_epoch=1), {}), ('anneal', dict(anneal='linear'), {}), ('n_batch', {}, dict(n_batch=11)),
+    ('optimizer', {}, dict(opt_func=SGD))])
 def test_other_work_is_refused(complete, name, call, kwargs):
     content = (complete / 'models/run1.cycle').read_bytes()
     refused(learner(complete, **kwargs), ValueError, rf"checkpoint 'run1' .*{name}: .* in the file, .* now",
@@ -221,7 +225,8 @@ def test_other_work_is_refused(complete, name, call, kwargs):
 def test_another_model_is_refused(complete):
     learn = learner(complete)
     learn.model[0] = nn.Linear(6, 16, bias=False)
-    refused(learn, ValueError, r'model 0\.bias: torch.float32 \(16,\) in the file, nothing now', dict(cycle_len=2, max_lr=.05, checkpoint='run1'))
+    refused(learn, ValueError, r'model 0\.bias: torch.float32 \(16,\) in the file, nothing now',
+            dict(cycle_len=2, max_lr=.05, checkpoint='run1'))
 
 class Evil:
     def __reduce__(self): return os.mkdir, ('evil_code_ran',)
@@ -261,12 +266,14 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda _: usage)
     refused(learner(tmp_path), OSError, '10 bytes are free and the weights alone take')
 
-@pytest.mark.parametrize('bad, error, why', [(7, TypeError, 'a name or a CycleCheckpoint, got 7'), ('', ValueError, 'a name without (a )?folder'),
+@pytest.mark.parametrize('bad, error, why', [(7, TypeError, 'a name or a CycleCheckpoint, got 7'),
+                                             ('', ValueError, 'a name without (a )?folder'),
                                              ('a/b', ValueError, "got 'a/b'"), ('..', ValueError, 'name')])
 def test_bad_names(tmp_path, bad, error, why):
     refused(learner(tmp_path), error, f'checkpoint must .*{why}', dict(cycle_len=1, checkpoint=bad))
 
-@pytest.mark.parametrize('kwargs, error, why', [(dict(every=0), ValueError, 'every must .*got 0'), (dict(every=1.5), TypeError, 'every must .*got 1.5'),
+@pytest.mark.parametrize('kwargs, error, why', [(dict(every=0), ValueError, 'every must .*got 0'),
+                                                (dict(every=1.5), TypeError, 'every must .*got 1.5'),
                                                 (dict(restart=1), TypeError, 'restart must .*got 1')])
 def test_bad_arguments(kwargs, error, why):
     with pytest.raises(error, match=why): CycleCheckpoint('run1', **kwargs)
@@ -275,13 +282,15 @@ def test_not_as_a_callback_of_a_cycle(tmp_path):
     refused(learner(tmp_path), ValueError, 'give it as checkpoint', dict(cycle_len=1, cbs=CycleCheckpoint('run1')))
 
 def test_not_as_a_callback_of_a_fit(tmp_path):
-    with pytest.raises(ValueError, match='works through fit_one_cycle'): learner(tmp_path).fit(1, cbs=CycleCheckpoint('run1'))
+    with pytest.raises(ValueError, match='works through fit_one_cycle'):
+        learner(tmp_path).fit(1, cbs=CycleCheckpoint('run1'))
 
 def test_what_cannot_be_carried_is_named_once(tmp_path):
     class Odd(Callback):
         def before_fit(self): self.stream = (i for i in range(1000))
         def after_batch(self): next(self.stream, None)
-    with pytest.warns(UserWarning, match=r'does not hold Odd\.stream') as caught: learner(tmp_path).fit_one_cycle(3, .05, cbs=Odd(), checkpoint='run1')
+    with pytest.warns(UserWarning, match=r'does not hold Odd\.stream') as caught:
+        learner(tmp_path).fit_one_cycle(3, .05, cbs=Odd(), checkpoint='run1')
     assert sum('Odd.stream' in str(w.message) for w in caught) == 1
 
 def test_persistent_workers_are_named(tmp_path):
@@ -297,7 +306,8 @@ def fine_tuned(path, **kwargs):
 @pytest.fixture(scope='module')
 def uninterrupted_fine_tune(tmp_path_factory): return fine_tuned(tmp_path_factory.mktemp('fine_tune'))
 
-@pytest.mark.parametrize('at', [6, 18, 30], ids=['while groups are frozen', 'in the first epoch of the whole model', 'in its second'])
+@pytest.mark.parametrize('at', [6, 18, 30],
+                         ids=['while groups are frozen', 'in the first epoch of the whole model', 'in its second'])
 def test_fine_tune(uninterrupted_fine_tune, tmp_path, at):
     n = 0
     class InterruptOnce(Callback):

@@ -13,7 +13,7 @@ from fastai.callback.training import ShortEpochCallback
 from torch import nn
 
 import onecycle_callback  # noqa: F401
-from helpers import Spy, groups_of, momentum
+from support.helpers import Spy, groups_of, momentum
 
 def data(n_batch=12, bs=8):
     x = torch.linspace(-1, 1, 3 * n_batch * bs).reshape(-1, 3)

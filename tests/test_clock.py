@@ -7,9 +7,9 @@ import pytest
 from fastai.basics import Callback, CancelEpochException, CancelFitException, DataLoaders
 from fastai.callback.schedule import ParamScheduler
 
-import interrupted
-from helpers import At, Passes, Spy, Time, learner, throw
-from interrupted import assert_same, epochs_shown, results, rows
+from support import interrupted
+from support.helpers import At, Passes, Spy, Time, learner, throw
+from support.interrupted import assert_same, epochs_shown, results, rows
 from onecycle_callback import CycleCheckpoint, clock
 from onecycle_callback.clock import N_TICKS, Clock
 
@@ -38,7 +38,8 @@ def test_every_batch_trains_with_the_plan_at_its_time(time, n_groups):
     plan = learn.preview_one_cycle(max_lr=slice(1e-3, .1), minutes=1)
     learn.fit_one_cycle(max_lr=slice(1e-3, .1), minutes=1, cbs=[Passes(time), spy])
     as_planned(learn, plan)
-    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59), 60]     # not enough was left for a fifth epoch
+    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59),
+                              60]     # not enough was left for a fifth epoch
     assert spy.seen_lrs == plan.at(plan.ticks(learn.recorder.hps['minutes']))[0].tolist()
     assert len(learn.recorder.values) == 4 and time.now == 1000 + 60 + 3
 
@@ -69,7 +70,8 @@ def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
     assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
 
 @pytest.mark.parametrize('train, valid, n_batch', [
-    (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1), (13, 0, 50), (40, 3, None)])
+    (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1),
+    (13, 0, 50), (40, 3, None)])
 def test_ends_within_one_batch_and_one_validation_of_the_budget(time, train, valid, n_batch):
     learn, passes = learner(), Passes(time, train, valid)
     learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=n_batch, cbs=passes)
@@ -114,7 +116,8 @@ def test_preview_is_drawn_over_minutes():
     assert line.get_xdata()[[0, -1]].tolist() == [0, 30] and line.get_ydata()[[0, -1]] == pytest.approx(.1 / 25)
     assert line.get_ydata().max() == .1 and [text.get_text() for text in lr.texts] == ['0.1 at minute 9.0']
     assert plan.table.index.tolist() == [3. * i for i in range(11)] and '<table' in plan._repr_html_()
-    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1', 'mom'] and plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
+    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1',
+                                                'mom'] and plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
 
 def test_explore_has_no_slider_for_epochs():
     plan = learner().preview_one_cycle(max_lr=.1, minutes=30)
@@ -128,7 +131,8 @@ def test_the_record_is_drawn_over_its_batches(time):
     learn.fit_one_cycle(max_lr=[.01, .1], minutes=1, cbs=Passes(time))
     frame = learn.recorder.to_frame()
     lines = learn.recorder.plot_lr().lines
-    for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]): assert line.get_ydata().tolist() == frame[column].tolist()
+    for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]):
+        assert line.get_ydata().tolist() == frame[column].tolist()
     assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum', 'minutes']
     assert frame.batch.tolist() == list(range(51)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 15
 
@@ -151,7 +155,8 @@ class NoLength:
 def test_a_stream(time):
     learn = learner()
     learn.dls = DataLoaders(*map(NoLength, learn.dls.loaders), device='cpu')
-    with pytest.raises(TypeError, match='give the number of batches of an epoch as n_batch'): learn.fit_one_cycle(max_lr=.1, minutes=1)
+    with pytest.raises(TypeError, match='give the number of batches of an epoch as n_batch'):
+        learn.fit_one_cycle(max_lr=.1, minutes=1)
     learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=12, cbs=Passes(time))
     as_planned(learn, learn.recorder.plan)
     assert len(learn.recorder.values) == 4
@@ -168,7 +173,8 @@ def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
     assert len(expected['losses']) == 51
     keep = CycleCheckpoint('run1', every=every)
     with pytest.raises(RuntimeError, match='interrupted'):
-        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(at)], checkpoint=keep)
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(at)],
+                                      checkpoint=keep)
     time.now += 86400     # a day later
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
@@ -183,7 +189,8 @@ def test_remembers_how_long_a_validation_takes(time, tmp_path):
     assert len(expected['values']) == 2
     keep = CycleCheckpoint('run1', every=1)
     with pytest.raises(RuntimeError, match='interrupted'):
-        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time, valid=20), interrupted.Interrupt(18)], checkpoint=keep)
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time, valid=20), interrupted.Interrupt(18)],
+                                      checkpoint=keep)
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid=20), checkpoint=keep)
     assert_same(results(learn), expected)
@@ -194,7 +201,8 @@ class FailsIn(Callback):
     def __call__(self, event):
         if (event, self.learn.epoch) == (self.event, self.in_epoch): raise RuntimeError('interrupted')
 
-@pytest.mark.parametrize('event, epoch, order', [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
+@pytest.mark.parametrize('event, epoch, order',
+                         [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
 def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, epoch, order):
     "The second validation uses up what is left: one batch at the end follows, also if the crash is in between, and none after that."
     def passes(): return Passes(time, valid_stalls={1: 60})
@@ -204,7 +212,8 @@ def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, ep
     assert len(expected['losses']) == 25
     keep = CycleCheckpoint('run1', every=1)
     with pytest.raises(RuntimeError, match='interrupted'):
-        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[passes(), FailsIn(event, epoch, order)], checkpoint=keep)
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[passes(), FailsIn(event, epoch, order)],
+                                      checkpoint=keep)
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes(), checkpoint=keep)
     assert_same(results(learn), expected)
@@ -212,7 +221,8 @@ def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, ep
 def test_dead_time_does_not_count(time, tmp_path):
     passes = Passes(time)
     with pytest.raises(RuntimeError, match='interrupted'):
-        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(30)], checkpoint='run1')
+        timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(30)],
+                                      checkpoint='run1')
     restarted = time.now = 5000
     timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=passes, checkpoint='run1')
     assert time.now - restarted == 60 + 3 - 30     # the file is of the end of the second epoch, 30 seconds in
@@ -224,7 +234,8 @@ def test_another_budget_is_another_run(time, tmp_path):
         timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=2, cbs=Passes(time), checkpoint='run1')
     with pytest.raises(ValueError, match='n_batch: 12 in the file, 5 now'):
         timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, n_batch=5, cbs=Passes(time), checkpoint='run1')
-    with pytest.raises(ValueError, match='cycle_len: None in the file, 1 now'): timed(tmp_path).fit_one_cycle(1, .05, checkpoint='run1')
+    with pytest.raises(ValueError, match='cycle_len: None in the file, 1 now'):
+        timed(tmp_path).fit_one_cycle(1, .05, checkpoint='run1')
     again = timed(tmp_path)
     again.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint='run1')
     assert again.recorder.hps == learn.recorder.hps

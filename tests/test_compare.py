@@ -20,7 +20,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Te
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import collab, dataset, frozen_state, language_model, learner as small_learner, tabular, text_classifier, throw
+from support.helpers import collab, dataset, frozen_state, language_model, learner as small_learner, tabular, text_classifier, throw
 from onecycle_callback import OneCycle
 from onecycle_callback.compare import LRComparison
 
@@ -30,7 +30,8 @@ class Averaged(Callback):
     "Keep an average of the weights, and its distance from them."
     def __init__(self): self.average, self.distances, self.largest = None, [], 0.
     def before_fit(self):
-        if self.average is None: self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.9), use_buffers=True)
+        if self.average is None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.9), use_buffers=True)
     def after_batch(self):
         if not self.training: return
         self.average.update_parameters(self.model)
@@ -47,7 +48,8 @@ class Hurry(Callback):
             if self.training and next(n_seen) == at: act()
         setattr(self, event, maybe)
 
-OPTIMIZERS = {'Adam': Adam, 'SGD': partial(SGD, mom=.9), 'Lookahead': ranger, 'AdamW of torch': partial(OptimWrapper, opt=torch.optim.AdamW),
+OPTIMIZERS = {'Adam': Adam, 'SGD': partial(SGD, mom=.9), 'Lookahead': ranger,
+              'AdamW of torch': partial(OptimWrapper, opt=torch.optim.AdamW),
               'SGD of torch': partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))}
 optimizers = pytest.mark.parametrize('opt_func', OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -58,9 +60,11 @@ def noisy(item): return item[0] + torch.rand(3) + random.random() + np.random.ra
 def learner(path='.', opt_func=Adam, cbs=None, trained=False):
     "A Learner with batch norm and dropout, and callbacks that remember; perhaps already trained, with gradients left."
     set_seed(0)
-    train, valid = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True, device='cpu'), DataLoader(items(8), bs=4, device='cpu')
+    train, valid = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True,
+                              device='cpu'), DataLoader(items(8), bs=4, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.2), nn.Linear(8, 1))
-    learn = Learner(DataLoaders(train, valid, device='cpu'), model, loss_func=MSELossFlat(), opt_func=opt_func, metrics=mse, path=path,
+    learn = Learner(DataLoaders(train, valid, device='cpu'), model, loss_func=MSELossFlat(), opt_func=opt_func,
+                    metrics=mse, path=path,
                     cbs=[Averaged(), *L(cbs)])
     if trained:
         learn.fit_one_cycle(1, .02)
@@ -79,7 +83,8 @@ def content(value, seen):
     if isinstance(value, torch.Generator): return value.get_state().numpy().tobytes()
     if value is None or isinstance(value, (bool, int, float, str, bytes, type)): return value
     if isinstance(value, MethodType): return id(value.__self__), value.__name__
-    if isinstance(value, dict) and any(isinstance(k, torch.Tensor) for k in value):     # what an optimizer knows of its parameters
+    if isinstance(value, dict) and any(isinstance(k, torch.Tensor)
+                                       for k in value):     # what an optimizer knows of its parameters
         return {id(k): content(v, seen) for k, v in value.items() if isinstance(k, torch.Tensor) and v != {}}
     if isinstance(value, dict): return {k: content(v, seen) for k, v in value.items()}
     if isinstance(value, (list, tuple, L)): return [content(v, seen) for v in value]
@@ -91,7 +96,8 @@ def content(value, seen):
 def all_of(learn):
     "Return the content of a Learner and of the random generators, by the name of the part."
     seen = {}
-    generators = dict(python=random.getstate(), numpy=content(list(np.random.get_state()), seen), torch=torch.get_rng_state().numpy().tobytes())
+    generators = dict(python=random.getstate(), numpy=content(list(np.random.get_state()), seen),
+                      torch=torch.get_rng_state().numpy().tobytes())
     parts = {name: content(value, seen) for name, value in vars(learn).items()}
     return parts | generators | dict(modes=[m.training for m in learn.model.modules()])
 
@@ -109,10 +115,14 @@ def assert_untouched(learn, before): assert [*differences(before, all_of(learn))
 def test_what_is_compared_is_everything():
     "A change to any of these is seen."
     learn = learner(trained=True)
-    changes = [lambda: next(learn.model.parameters()).data.view(-1)[:1].mul_(1.0000001), lambda: learn.model.train(not learn.training), lambda: torch.rand(1),
-               lambda: learn.averaged.distances.append(1.), lambda: learn.recorder.losses.pop(), lambda: next(iter(learn.dls.train)),
-               lambda: learn.opt.state_dict()['state'][0]['grad_avg'].zero_(), lambda: learn.averaged.average.n_averaged.add_(1),
-               lambda: learn.model[0].register_forward_hook(print), lambda: learn.model[1].running_mean.add_(1), lambda: next(learn.model.parameters()).grad.add_(1)]
+    changes = [lambda: next(learn.model.parameters()).data.view(-1)[:1].mul_(1.0000001),
+               lambda: learn.model.train(not learn.training), lambda: torch.rand(1),
+               lambda: learn.averaged.distances.append(1.), lambda: learn.recorder.losses.pop(),
+               lambda: next(iter(learn.dls.train)),
+               lambda: learn.opt.state_dict()['state'][0]['grad_avg'].zero_(),
+               lambda: learn.averaged.average.n_averaged.add_(1),
+               lambda: learn.model[0].register_forward_hook(print), lambda: learn.model[1].running_mean.add_(1),
+               lambda: next(learn.model.parameters()).grad.add_(1)]
     for change in changes:
         before = all_of(learn)
         change()
@@ -132,13 +142,18 @@ def stops(learn): learn.compare_max_lr(LRS, cbs=Hurry(N_BATCH + 5, throw(CancelF
 def fails(error, at=N_BATCH + 5, event='after_batch', cbs=(), **kwargs):
     def run(learn):
         with pytest.raises(error):
-            learn.compare_max_lr(**dict(max_lrs=LRS) | kwargs, cbs=[Hurry(at, lambda: throw(error('interrupted'))(), event), *[cb() for cb in cbs]])
+            learn.compare_max_lr(**dict(max_lrs=LRS) | kwargs,
+                                 cbs=[Hurry(at, lambda: throw(error('interrupted'))(), event), *[cb() for cb in cbs]])
     return run
 
-ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 'error': fails(RuntimeError), 'error in a step': fails(RuntimeError, event='before_step'),
-        'Ctrl-C': fails(KeyboardInterrupt), 'Ctrl-C in the first batch': fails(KeyboardInterrupt, 0), 'without candidates': lambda learn: learn.compare_max_lr(),
-        'Ctrl-C in lr_find': fails(KeyboardInterrupt, 30, max_lrs=None), 'Ctrl-C after lr_find': fails(KeyboardInterrupt, 100 + N_BATCH, max_lrs=None),
-        'error with hooks': fails(RuntimeError, cbs=[ActivationStats]), 'new optimizer': lambda learn: learn.compare_max_lr(LRS, reset_opt=True),
+ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 'error': fails(RuntimeError),
+        'error in a step': fails(RuntimeError, event='before_step'),
+        'Ctrl-C': fails(KeyboardInterrupt), 'Ctrl-C in the first batch': fails(KeyboardInterrupt, 0),
+        'without candidates': lambda learn: learn.compare_max_lr(),
+        'Ctrl-C in lr_find': fails(KeyboardInterrupt, 30, max_lrs=None),
+        'Ctrl-C after lr_find': fails(KeyboardInterrupt, 100 + N_BATCH, max_lrs=None),
+        'error with hooks': fails(RuntimeError, cbs=[ActivationStats]),
+        'new optimizer': lambda learn: learn.compare_max_lr(LRS, reset_opt=True),
         'error in half precision': fails(RuntimeError, event='before_batch', at=0, cbs=[ModelToHalf])}
 endings = pytest.mark.parametrize('run', ENDS.values(), ids=ENDS)
 
@@ -181,7 +196,8 @@ def test_a_second_interrupt_while_it_is_put_back(monkeypatch):
     learn = learner(trained=True)
     before, load, n_loads = all_of(learn), type(learn.model).load_state_dict, itertools.count()
     def interrupted_load(*args, **kwargs):
-        if next(n_loads) == 2: raise KeyboardInterrupt     # the third: before each of two cycles, and after the interrupt
+        if next(n_loads) == 2:
+            raise KeyboardInterrupt     # the third: before each of two cycles, and after the interrupt
         return load(*args, **kwargs)
     monkeypatch.setattr(type(learn.model), 'load_state_dict', interrupted_load)
     fails(KeyboardInterrupt)(learn)
@@ -198,7 +214,8 @@ def test_an_interrupt_while_it_looks_around(monkeypatch):
 def test_what_cannot_be_restored_is_named():
     class Reading(Callback):
         def __init__(self): self.lines = iter('abc')
-    with pytest.warns(UserWarning, match=r'^compare_max_lr cannot restore Reading\.lines$'): learner(cbs=Reading()).compare_max_lr(LRS)
+    with pytest.warns(UserWarning, match=r'^compare_max_lr cannot restore Reading\.lines$'):
+        learner(cbs=Reading()).compare_max_lr(LRS)
 
 # What comes out
 
@@ -215,7 +232,8 @@ def fresh(max_lr, cycle_len=1, opt_func=Adam, **kwargs):
     return list(learn.recorder.values[-1]), losses
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('kwargs', [{}, dict(cycle_len=2), dict(div_factor=2., pct_start=.5, final_div=100., moms=False), dict(wd=.1, anneal='linear')], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(cycle_len=2), dict(div_factor=2., pct_start=.5, final_div=100.,
+                                                                moms=False), dict(wd=.1, anneal='linear')], ids=str)
 @optimizers
 def test_each_cycle_is_that_of_a_new_learner(opt_func, kwargs):
     if 'wd' in kwargs and 'SGD' in str(opt_func): kwargs = kwargs | dict(wd=.01)
@@ -236,13 +254,15 @@ def test_all_cycles_have_the_same_batches_and_callbacks_start_anew(n_workers):
             if self.training: batches.append(self.xb[0].tolist())
         def before_train(self): first.append(len(self.averaged.distances))
     learn = learner(trained=True, cbs=Look())
-    learn.dls.loaders[0] = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True, device='cpu', num_workers=n_workers, after_item=noisy)
+    learn.dls.loaders[0] = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True, device='cpu', num_workers=n_workers,
+                                      after_item=noisy)
     learn.compare_max_lr(LRS)
     cycles = [batches[i:i + N_BATCH] for i in range(N_BATCH, len(batches), N_BATCH)]     # those before were trained on
     assert len(cycles) == 3 and cycles[0] == cycles[1] == cycles[2] != batches[:N_BATCH]
     assert first == [0, N_BATCH, N_BATCH, N_BATCH]
 
-@pytest.mark.parametrize('cbs', [lambda: Averaged, lambda: [Averaged()], lambda: (cb for cb in [Averaged()])], ids=['class', 'list', 'generator'])
+@pytest.mark.parametrize('cbs', [lambda: Averaged, lambda: [Averaged()], lambda: (cb for cb in [Averaged()])],
+                         ids=['class', 'list', 'generator'])
 def test_callbacks_for_these_cycles(cbs):
     learn = small_learner()
     own = cbs()
@@ -292,7 +312,8 @@ def test_a_stream():
     learn = small_learner()
     learn.dls.loaders[0] = Stream()
     assert learn.compare_max_lr(LRS, n_batch=7).losses.shape == (7, 3)
-    with pytest.raises(TypeError, match='max_lrs must be given, since dls.train has no length'): learn.compare_max_lr(n_batch=7)
+    with pytest.raises(TypeError, match='max_lrs must be given, since dls.train has no length'):
+        learn.compare_max_lr(n_batch=7)
 
 # Candidates
 
@@ -308,14 +329,18 @@ def test_lr_find_without_a_finite_loss():
     learn = learner(cbs=Callback())
     learn.loss_func = lambda pred, y: (pred - y).sum() * math.nan
     before = all_of(learn)
-    with pytest.raises(ValueError, match='^max_lrs must be given, since lr_find stopped before it found one'): learn.compare_max_lr()
+    with pytest.raises(ValueError, match='^max_lrs must be given, since lr_find stopped before it found one'):
+        learn.compare_max_lr()
     assert_untouched(learn, before)
 
 REFUSED = {
-    'no list': (dict(max_lrs=.1), TypeError, 'max_lrs must be a list of learning rates, each as max_lr of fit_one_cycle, got 0.1'),
-    'None inside': (dict(max_lrs=[.1, None]), TypeError, r'max_lrs must be a list of learning rates.*got \[0.1, None\]'),
+    'no list': (dict(max_lrs=.1), TypeError,
+                'max_lrs must be a list of learning rates, each as max_lr of fit_one_cycle, got 0.1'),
+    'None inside': (dict(max_lrs=[.1, None]), TypeError,
+                    r'max_lrs must be a list of learning rates.*got \[0.1, None\]'),
     'text': (dict(max_lrs='auto'), TypeError, "max_lrs must be a list of learning rates.*got 'auto'"),
-    'empty': (dict(max_lrs=[]), ValueError, r'max_lrs must be at least one learning rate, and each a different one, got \[\]'),
+    'empty': (dict(max_lrs=[]), ValueError,
+              r'max_lrs must be at least one learning rate, and each a different one, got \[\]'),
     'twice': (dict(max_lrs=[.1, .1]), ValueError, 'max_lrs must be .* each a different one, got'),
     'negative': (dict(max_lrs=[.1, -1]), ValueError, 'max_lr must be a finite number above 0, got -1'),
     'groups': (dict(max_lrs=[.1, (.1, .2, .3)]), ValueError, 'max_lr must be .* got 3'),
@@ -323,7 +348,8 @@ REFUSED = {
     'pct_start': (dict(max_lrs=LRS, pct_start=2), ValueError, 'pct_start must be between 0 and 1, got 2'),
     'cbs': (dict(max_lrs=LRS, cbs=7), TypeError, 'cbs must be a Callback or several, got 7'),
     'a cycle in cbs': (dict(max_lrs=LRS, cbs=OneCycle(.1)), ValueError, 'cbs must not hold a OneCycle'),
-    'checkpoint': (dict(max_lrs=LRS, checkpoint='run1'), TypeError, "compare_max_lr has no argument checkpoint .got 'run1'."),
+    'checkpoint': (dict(max_lrs=LRS, checkpoint='run1'), TypeError,
+                   "compare_max_lr has no argument checkpoint .got 'run1'."),
     'start_epoch': (dict(max_lrs=LRS, start_epoch=1), TypeError, 'compare_max_lr has no argument start_epoch'),
     'minutes': (dict(max_lrs=LRS, minutes=1), TypeError, 'compare_max_lr has no argument minutes'),
     'max_lr': (dict(max_lr=LRS), TypeError, 'compare_max_lr has no argument max_lr'),
@@ -340,7 +366,8 @@ def test_refused_before_anything_is_touched(monkeypatch, kwargs, error, message)
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr('onecycle_callback.compare.world_size', lambda: 2)
-    with pytest.raises(RuntimeError, match='compare_max_lr must run in one process, got 2 processes'): learner().compare_max_lr(LRS)
+    with pytest.raises(RuntimeError, match='compare_max_lr must run in one process, got 2 processes'):
+        learner().compare_max_lr(LRS)
 
 # Divergence
 
@@ -361,9 +388,12 @@ def losses_of(make):
             if self.training: self.learn.loss = self.learn.loss * 0 + make(self.learn.epoch * self.n_iter + self.iter)
     return small_learner(n_batch=100, cbs=MakeUp()).compare_max_lr((.001, .003)).table.diverged.tolist()
 
-CURVES = {'falls': (lambda i: 2. - i / 100, False), 'rises threefold': (lambda i: 1. if i < 12 else 3., False), 'rises tenfold': (lambda i: 1. if i < 12 else 10., True),
-          'falls below zero': (lambda i: -i / 10, False), 'starts below zero': (lambda i: -1. + i / 100, False), 'explodes below zero': (lambda i: -1. if i < 12 else 9., True),
-          'one outlier': (lambda i: 50. if i == 60 else 1., False), 'lucky first batch': (lambda i: .001 if i == 0 else 1., False)}
+CURVES = {'falls': (lambda i: 2. - i / 100, False), 'rises threefold': (lambda i: 1. if i < 12 else 3., False),
+          'rises tenfold': (lambda i: 1. if i < 12 else 10., True),
+          'falls below zero': (lambda i: -i / 10, False), 'starts below zero': (lambda i: -1. + i / 100, False),
+          'explodes below zero': (lambda i: -1. if i < 12 else 9., True),
+          'one outlier': (lambda i: 50. if i == 60 else 1., False),
+          'lucky first batch': (lambda i: .001 if i == 0 else 1., False)}
 @pytest.mark.parametrize('make, diverged', CURVES.values(), ids=CURVES)
 def test_which_losses_count_as_diverged(make, diverged): assert losses_of(make) == [diverged] * 2
 
@@ -372,7 +402,8 @@ def test_an_explosion_within_the_first_batches_is_seen_by_comparison():
     class MakeUp(Callback):
         def after_loss(self):
             is_large = self.training and self.opt.hypers[0]['lr'] > 1e-3
-            if self.training: self.learn.loss = self.learn.loss * 0 + (3.5 if is_large and self.iter < 10 else 8. if is_large else 1.)
+            if self.training:
+                self.learn.loss = self.learn.loss * 0 + (3.5 if is_large and self.iter < 10 else 8. if is_large else 1.)
     learn = small_learner(n_batch=100, cbs=MakeUp())
     assert learn.compare_max_lr((.001, 1.)).table.diverged.tolist() == [False, True]
     assert learn.compare_max_lr((1., 2.)).table.diverged.tolist() == [False, False]
@@ -410,7 +441,8 @@ def test_no_bar(capsys):
 @pytest.fixture
 def compared():
     losses = {.1: [2., 1., .5], 1.: [2., .5, .2], 10.: [2., 900., math.nan]}
-    table = pd.DataFrame(dict(train_loss=[.6, .3, math.nan], valid_loss=[.5, .2, math.nan], diverged=[False, False, True]), index=pd.Index(losses, name='max_lr'))
+    table = pd.DataFrame(dict(train_loss=[.6, .3, math.nan], valid_loss=[.5, .2, math.nan],
+                              diverged=[False, False, True]), index=pd.Index(losses, name='max_lr'))
     return LRComparison(table, pd.DataFrame(losses))
 
 def test_picture(compared):
@@ -418,8 +450,10 @@ def test_picture(compared):
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ['0.1', '1', '10 (diverged)', 'validation loss']
     curves = {line.get_label(): line for line in ax.lines}
-    assert curves['0.1'].get_ydata().tolist() == [2., 1., .5] and [curves[label].get_linestyle() for label in labels[:3]] == ['-', '-', '--']
-    points = [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() == 'o' and len(line.get_xdata())]
+    assert curves['0.1'].get_ydata().tolist() == [2., 1., .5] and [curves[label].get_linestyle()
+                                                                   for label in labels[:3]] == ['-', '-', '--']
+    points = [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() == 'o'
+              and len(line.get_xdata())]
     assert points[:2] == [(3, .5), (3, .2)] and ax.get_ylim()[1] < 3 and ax.figure.get_size_inches().tolist() == [5, 3]
 
 def test_picture_on_given_axes(compared):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT
+from support.helpers import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 from crash import crash  # noqa: E402
@@ -17,10 +17,12 @@ def figures(tmp_path_factory): return crash(1, seed=1, root=tmp_path_factory.mkt
 def test_killed_again_and_again(figures):
     counts = {k: v for k, v in figures.items() if isinstance(v, int)}
     inside = counts.pop('resumes_inside_an_epoch')
-    assert counts == dict(runs=1, kills=6, inside_a_save=4, resumes=6, torn_files=0, different_runs=0) and 0 < inside <= 6
+    assert counts == dict(runs=1, kills=6, inside_a_save=4, resumes=6, torn_files=0,
+                          different_runs=0) and 0 < inside <= 6
 
 @pytest.mark.parametrize('name', ['exception', 'interrupt'])
-def test_interrupted(figures, name): assert figures[name] == dict(first_process='died', warned=False, torn=False, equal=True)
+def test_interrupted(figures, name):
+    assert figures[name] == dict(first_process='died', warned=False, torn=False, equal=True)
 
 def test_a_disk_that_is_full_for_a_while(figures):
     assert figures['full_disk'] == dict(first_process='ended', warned=True, torn=False, equal=True)
@@ -31,4 +33,5 @@ def attacked(tmp_path_factory): return hostile(8, seed=1, root=tmp_path_factory.
 @pytest.mark.parametrize('name', ['damages_accepted', 'torn_files', 'different_runs', 'different_logs'])
 def test_nothing_comes_through(attacked, name): assert attacked[name] == 0
 
-def test_the_attacks_took_place(attacked): assert attacked['kills'] >= 8 and attacked['resumes'] > 0 and attacked['damages'] > 100
+def test_the_attacks_took_place(attacked):
+    assert attacked['kills'] >= 8 and attacked['resumes'] > 0 and attacked['damages'] > 100

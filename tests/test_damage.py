@@ -12,8 +12,8 @@ import pytest
 import torch
 from fastai.basics import Callback
 
-from helpers import frozen_state
-from interrupted import N_BATCH, Interrupt, assert_same, learner, results
+from support.helpers import frozen_state
+from support.interrupted import N_BATCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_file, read_state, write_file
 from onecycle_callback.resume.graph import _method, _named
@@ -83,7 +83,8 @@ def test_a_later_format(content, tmp_path):
     path.parent.mkdir()
     path.write_bytes(content)
     write_file(path, read_state(content, path) | dict(format='a cycle of onecycle_callback, 9'))
-    with pytest.raises(ValueError, match='another version of onecycle_callback'): learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
+    with pytest.raises(ValueError, match='another version of onecycle_callback'):
+        learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
 
 class Asks:
     "An object that is read by calling `function`."
@@ -129,7 +130,8 @@ def deep():
     for _ in range(100_000): values = [values]
     return values
 
-@pytest.mark.parametrize('value', [lambda: (i for i in range(3)), lambda: lambda: 3, lambda: open(os.devnull), lambda: np.array([object()]), deep,
+@pytest.mark.parametrize('value', [lambda: (i for i in range(3)), lambda: lambda: 3, lambda: open(os.devnull),
+                                   lambda: np.array([object()]), deep,
                                    lambda: type('Local', (), {})()],
                          ids=['generator', 'lambda', 'file', 'array of objects', 'too deep', 'object of a new class'])
 def test_what_cannot_be_stored_is_named_and_the_rest_is_saved(tmp_path, value, request):
@@ -138,7 +140,8 @@ def test_what_cannot_be_stored_is_named_and_the_rest_is_saved(tmp_path, value, r
         warnings.simplefilter('always')
         learner(tmp_path).fit_one_cycle(4, .05, cbs=[Unstorable('odd', value), Interrupt(30)], **keep)
     said = [str(w.message) for w in caught if "does not hold" in str(w.message)]
-    assert len(said) == (name != 'file') and all('does not hold Unstorable.odd, ' in text for text in said)     # a file never was
+    assert len(said) == (name != 'file') and all('does not hold Unstorable.odd, ' in text
+                                                 for text in said)     # a file never was
     again = Unstorable('odd', value)
     calm, resumed = learner(tmp_path / 'calm'), learner(tmp_path)
     calm.fit_one_cycle(4, .05)
@@ -165,7 +168,8 @@ def test_a_large_constant_that_differs_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r"cannot restore Teacher\.weights \(a constant torch.float32 \(50000,\) \w+, which isn't here\)"):
         learner(tmp_path).fit_one_cycle(4, .05, cbs=Teacher(2), checkpoint=KEEP)
 
-@pytest.mark.parametrize('write', [lambda t: t.add_(1), lambda t: t.data.add_(1), lambda t: t.numpy().__iadd__(1)], ids=['torch', '.data', 'NumPy'])
+@pytest.mark.parametrize('write', [lambda t: t.add_(1), lambda t: t.data.add_(1), lambda t: t.numpy().__iadd__(1)],
+                         ids=['torch', '.data', 'NumPy'])
 def test_a_large_tensor_that_changes_is_stored(tmp_path, write):
     class Sums(Callback):
         def __init__(self): self.sums = torch.zeros(50_000)
@@ -179,4 +183,5 @@ def test_a_large_tensor_that_changes_is_stored(tmp_path, write):
 
 def test_file_is_read_by_torch(content, tmp_path):
     (tmp_path / 'file').write_bytes(content)
-    assert torch.load(tmp_path / 'file', weights_only=True).keys() == read_state(read_file(tmp_path / 'file'), tmp_path).keys()
+    assert torch.load(tmp_path / 'file',
+                      weights_only=True).keys() == read_state(read_file(tmp_path / 'file'), tmp_path).keys()

@@ -20,7 +20,8 @@ def run(tmp_path, monkeypatch, capsys):
         return code or 0, out.splitlines(), err.splitlines()
     return run
 
-def process(*args, cwd): return subprocess.run([sys.executable, '-m', 'onecycle_callback', *args], cwd=cwd, capture_output=True, text=True)
+def process(*args, cwd):
+    return subprocess.run([sys.executable, '-m', 'onecycle_callback', *args], cwd=cwd, capture_output=True, text=True)
 
 def own_lines(lines): return [line for line in lines if line.startswith('onecycle-demo: ')]
 
@@ -48,9 +49,12 @@ def test_values_that_differ_end_in_1(run, monkeypatch):
     code, out, _ = run('--cycle_len', '1')
     assert code == 1 and any(line.startswith('recorded values equal the plan: NO') for line in out)
 
-BAD = [(['--max_lr', 'abc'], 'max-lr: invalid float value'), (['--max_lr', '-1'], 'max_lr must be'), (['--pct_start', '1.5'], 'pct_start must be'),
-       (['--div_factor', 'nan'], 'div_factor must be'), (['--cycle_len', '0'], 'cycle_len must be'), (['--bs', '0'], 'bs must be'),
-       (['--bs', '5000'], 'at least one batch'), (['--seed', '-1'], 'seed must be'), (['--out', 'no/where.png'], 'out must be'),
+BAD = [(['--max_lr', 'abc'], 'max-lr: invalid float value'), (['--max_lr', '-1'], 'max_lr must be'),
+       (['--pct_start', '1.5'], 'pct_start must be'),
+       (['--div_factor', 'nan'], 'div_factor must be'), (['--cycle_len', '0'], 'cycle_len must be'),
+       (['--bs', '0'], 'bs must be'),
+       (['--bs', '5000'], 'at least one batch'), (['--seed', '-1'], 'seed must be'),
+       (['--out', 'no/where.png'], 'out must be'),
        (['--out', 'a.doc'], 'out must end'), (['--nonsense'], 'unrecognized')]
 
 @pytest.mark.parametrize('args, text', BAD)

@@ -14,22 +14,25 @@ from fastai.callback.data import PartialDL, WeightedDL
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
-import distributed_worker
-from helpers import dataset, fork_ranks
-from interrupted import bars, epochs_shown, rows
+from support import distributed_worker
+from support.helpers import dataset, fork_ranks
+from support.interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
 from onecycle_callback.resume.lock import RunLock
 
-TESTS, ENV = Path(__file__).parent, os.environ | dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
+WORKER = Path(distributed_worker.__file__)
+ENV = os.environ | dict(PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true',
+                        CUDA_VISIBLE_DEVICES='')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 
 def start(*args, **kwargs):
     "Start two processes that run `args` of `torchrun`, without waiting for them."
-    return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+    return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **kwargs)
 
 def until_killed(folder, job):
     "Run a job of distributed_worker.py in two processes until one of them is killed; return what they printed."
-    out, err = start(TESTS / 'distributed_worker.py', job, folder).communicate(timeout=300)
+    out, err = start(WORKER, job, folder).communicate(timeout=300)
     assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
     return out
 
@@ -40,25 +43,30 @@ def until_all_killed(folder, job):
     for process in processes: process.join(300)
     out, err = (out.read_text() for out in outs)
     codes = {process.exitcode for process in processes}
-    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err     # 1 if it first misses the other one
+    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL,
+                                                  1}, out + err     # 1 if it first misses the other one
     return out
 
-JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed', 'stream_resumed', 'timed_resumed', 'in_use',
+JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed',
+        'stream_resumed', 'timed_resumed', 'in_use',
         'resumed', 'complete')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     "Kill three cycles, one of them twice; then run all other jobs, one after the other, and return what each printed, and the results of each of its processes."
     folder = tmp_path_factory.mktemp('jobs')
-    printed = {job: kill(folder, job) for kill, job in [(until_killed, 'one_killed'), *[(until_all_killed, job) for job in ('all_killed', 'stream_killed', 'timed_killed')]]}
+    printed = {job: kill(folder, job) for kill,
+               job in [(until_killed, 'one_killed'),
+                       *[(until_all_killed, job) for job in ('all_killed', 'stream_killed', 'timed_killed')]]}
     lock = RunLock(folder / 'in_use/models/run1.cycle')
     lock.acquire()
     try:
-        process = start(TESTS / 'distributed_worker.py', *JOBS, folder)
+        process = start(WORKER, *JOBS, folder)
         out, err = process.communicate(timeout=300)
     finally: lock.release()
     assert process.returncode == 0, out + err
-    return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in JOBS}
+    return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), {job: [torch.load(folder / f'{job}-{rank}.pt')
+                                                                              for rank in range(2)] for job in JOBS}
 
 @pytest.fixture(scope='module')
 def jobs(runs): return runs[1]
@@ -66,14 +74,16 @@ def jobs(runs): return runs[1]
 @pytest.fixture(scope='module')
 def printed(runs): return runs[0]
 
-N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3, 'accumulated': 4}
+N_BATCH = {'SGD': 5, 'Adam': 5, 'AdamW': 5, 'a batch less than fastai says': 2, 'a smaller last batch': 3,
+           'accumulated': 4}
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', N_BATCH)
 def test_every_process_trains_with_the_plan(jobs, name):
     first, second = (run[name] for run in jobs['cycles'])
     assert first['n_batch'] == N_BATCH[name]
-    for key in ('lrs', 'moms', 'hps', 'weights', 'n_batch', 'plan_lrs', 'mom_after'): assert first[key] == second[key], key
+    for key in ('lrs', 'moms', 'hps', 'weights', 'n_batch', 'plan_lrs', 'mom_after'):
+        assert first[key] == second[key], key
     assert first['lrs'] == first['plan_lrs'] and len(first['lrs']) == len(first['hps']['lr']) > 0
     assert [moms[-1] for moms in first['moms']] == first['plan_moms'] == first['hps']['mom']
     assert first['mom_after'] == [.9] * len(first['mom_after'])
@@ -90,12 +100,14 @@ def test_every_item_is_dealt_out_once_an_epoch(jobs):
 
 @pytest.mark.slow
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
-    for message, untouched in jobs['refused']: assert 'dls.train must have at least one batch, got 0' in message and untouched
+    for message, untouched in jobs['refused']:
+        assert 'dls.train must have at least one batch, got 0' in message and untouched
 
 @pytest.mark.slow
 def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
-        assert (len(together['lr']), len(alone['lr'])) == (5, 10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
+        assert (len(together['lr']), len(alone['lr'])) == (5,
+                                                           10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata', 'indexed'])
@@ -114,11 +126,14 @@ def test_each_process_trains_on_a_stream_of_its_own(jobs, name):
 @pytest.mark.slow
 def test_a_loader_with_an_index_is_dealt_out_in_each_pass(jobs):
     items = [[items for _, items in run['indexed']['items']] for run in jobs['streams']]
-    for first in (0, 7): assert sorted(sum(items[0][first:first + 7] + items[1][first:first + 7], [])) == sorted(x[0].item() for x, _ in dataset(56))
+    for first in (0, 7):
+        assert sorted(sum(items[0][first:first + 7] + items[1][first:first + 7],
+                          [])) == sorted(x[0].item() for x, _ in dataset(56))
 
 @pytest.mark.slow
 def test_a_validation_stream_is_refused_everywhere(jobs):
-    for message, untouched in jobs['refused_stream']: assert 'dls.valid must have a length where several processes train' in message and untouched
+    for message, untouched in jobs['refused_stream']:
+        assert 'dls.valid must have a length where several processes train' in message and untouched
 
 @pytest.mark.slow
 def test_streams_resume_in_each_process(jobs):
@@ -128,7 +143,8 @@ def assert_timed(runs, seconds):
     "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
     first, second = runs
     for key in ('lrs', 'hps', 'weights', 'plan_lrs'): assert first[key] == second[key], key
-    assert [values[1:] for values in first['values']] == [values[1:] for values in second['values']]     # the losses on training data differ
+    assert [values[1:] for values in first['values']] == [values[1:]
+                                                          for values in second['values']]     # the losses on training data differ
     assert first['lrs'] == first['plan_lrs'] and first['lrs'][-1] == first['end'] == [.01 / 25]
     assert seconds <= first['seconds'] <= seconds + .01 + .03 and second['seconds'] == pytest.approx(2 * first['seconds'])
 
@@ -164,8 +180,10 @@ def test_bar_and_table_of_a_killed_cycle(printed):
     "Only rank 0 shows them: 15 batches were saved, then 30."
     first, second, last = printed['one_killed'], printed['all_killed'], printed['resumed'] + printed['complete']
     assert epochs_shown(first) == ['1/4', '2/4'] and rows(first) == [0]
-    assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0, 1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
-    assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2, 3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
+    assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0,
+                                                                       1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
+    assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2,
+                                                                   3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
     assert last.count('is complete') == 1
 
 @pytest.mark.slow
@@ -174,7 +192,8 @@ def test_main_job(tmp_path):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     lines = out.replace('\r', '\n').splitlines()
-    once = ['The plan: 2 epochs of 11 batches', 'lr_first', 'epoch     train_loss', 'validation accuracy', 'recorded values equal the plan: yes, 22 of 22 batches', 'picture: onecycle.png']
+    once = ['The plan: 2 epochs of 11 batches', 'lr_first', 'epoch     train_loss', 'validation accuracy',
+            'recorded values equal the plan: yes, 22 of 22 batches', 'picture: onecycle.png']
     assert [sum(text in line for line in lines) for text in once] == [1] * len(once), out
     assert [p.name for p in tmp_path.iterdir()] == ['onecycle.png']
 
@@ -186,7 +205,8 @@ def test_main_job_refuses_once(tmp_path):
     assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5') and 'exitcode  : 2' in err and out == ''
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fastai\'s own way is kept where there is a GPU')
-def test_work_around_is_active_without_a_gpu(): assert DistributedDL._broadcast is onecycle_callback.distributed.broadcast_on_cpu
+def test_work_around_is_active_without_a_gpu():
+    assert DistributedDL._broadcast is onecycle_callback.distributed.broadcast_on_cpu
 
 CODE = """import sys, torch
 sys.modules['accelerate'] = None
@@ -205,7 +225,8 @@ print(DistributedDL._broadcast is own)"""
 @pytest.fixture(scope='module')
 def in_an_interpreter():
     "Return what a new interpreter prints: without accelerate, with fastai's own broadcast and no GPU, and where there is one."
-    return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True,
+                          check=True).stdout.splitlines()
 
 @pytest.mark.slow
 def test_accelerate_is_asked_for_by_name(in_an_interpreter):
@@ -231,17 +252,20 @@ class InCtx(DistributedTrainer):
     name = 'distributed_trainer'
     def __init__(self): pass
 
-LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items, **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
+LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items,
+               **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4), drop_last=st.booleans())
+@given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4),
+       drop_last=st.booleans())
 def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('WORLD_SIZE', str(n_proc))
         items = [torch.tensor(i) for i in range(n)]
-        learn = Learner(DataLoaders(LOADERS[kind](items, bs=bs, drop_last=drop_last, shuffle=True)), nn.Linear(1, 1), loss_func=noop, cbs=InCtx())
+        learn = Learner(DataLoaders(LOADERS[kind](items, bs=bs, drop_last=drop_last, shuffle=True)), nn.Linear(1, 1),
+                        loss_func=noop, cbs=InCtx())
         before = batches_per_epoch(learn)
         wrapped = [DistributedDL(learn.dls.train, rank=rank, world_size=n_proc, device='cpu') for rank in range(n_proc)]
         assert [len(list(dl)) for dl in wrapped] == [before] * n_proc

@@ -11,13 +11,15 @@ import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from docs.bridge import (WARNING, alts, api_section, api_sections, as_png, code_cell, code_cells, frontmatter, halves, import_lines, local_link,
-                         markdown, members, one_header, options, page, parameter_table, shown_name, shown_width, signature, toctree, with_halves)
+from docs.bridge import (WARNING, alts, api_section, api_sections, as_png, code_cell, code_cells, frontmatter, halves,
+                         import_lines, local_link,
+                         markdown, members, one_header, options, page, parameter_table, shown_name, shown_width,
+                         signature, toctree, with_halves)
 from docs.readme import readme
 from nbdev.showdoc import show_doc
 from torch import nn
 
-from helpers import ROOT
+from support.helpers import ROOT
 from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule
 
 SITE = 'https://example.org/lib'
@@ -31,8 +33,10 @@ def test_options_are_yaml_and_leave_the_source():
     assert options('x = 1') == ({}, 'x = 1')
     assert options('#| echo: false') == ({'echo': False}, '')
 
-@pytest.mark.parametrize('option, tags', [('echo: false', ['remove-input']), ('output: false', ['remove-output']), ('include: false', ['remove-cell']),
-                                          ('code-fold: true', ['hide-input']), ('code-fold: show', []), ('echo: true', []), ('warning: false', [])])
+@pytest.mark.parametrize('option, tags', [('echo: false', ['remove-input']), ('output: false', ['remove-output']),
+                                          ('include: false', ['remove-cell']),
+                                          ('code-fold: true', ['hide-input']), ('code-fold: show', []),
+                                          ('echo: true', []), ('warning: false', [])])
 def test_options_become_tags(option, tags):
     cell = code_cell(new_code_cell(f'#| {option}\nx = 1'), same)
     assert cell.metadata == {'tags': tags} and cell.source == 'x = 1'
@@ -57,17 +61,21 @@ def test_a_wide_picture_is_cut_between_its_panels():
     left, right = halves(panels((.1, .45), (.6, .9)))
     assert shown_width(left) == shown_width(right) and 350 <= shown_width(left) < 390
 
-@pytest.mark.parametrize('columns, width', [([(.1, .9)], 1400), ([(.1, .3), (.4, .6), (.7, .9)], 1400), ([(.1, .2)], 1000)],
+@pytest.mark.parametrize('columns, width',
+                         [([(.1, .9)], 1400), ([(.1, .3), (.4, .6), (.7, .9)], 1400), ([(.1, .2)], 1000)],
                          ids=['one panel', 'three panels', 'narrow'])
 def test_another_picture_stays_whole(columns, width): assert len(halves(panels(*columns, width=width))) == 1
 
 def test_the_halves_of_a_picture_become_cells_which_say_what_is_in_them():
     first, *parts = code_cells(plotted(panels((.1, .45), (.55, .9))), same)
-    assert first.source == 'plot()' and first.outputs == [] and [cell.metadata.mystnb.image.alt for cell in parts] == ['A line', 'A point']
-    assert all(set(cell.metadata.tags) == {'remove-input', 'half'} and b64decode(cell.outputs[0].data['image/png'])[1:4] == b'PNG' for cell in parts)
+    assert first.source == 'plot()' and first.outputs == [] and [cell.metadata.mystnb.image.alt
+                                                                 for cell in parts] == ['A line', 'A point']
+    assert all(set(cell.metadata.tags) == {'remove-input', 'half'}
+               and b64decode(cell.outputs[0].data['image/png'])[1:4] == b'PNG' for cell in parts)
     assert len(code_cells(plotted(panels((.1, .45), (.55, .9)), '#| echo: false\nplot()'), same)) == 2
     assert len(code_cells(plotted(panels((.1, .9))), same)) == 1
-    with pytest.raises(ValueError, match='must have no fig-cap'): code_cells(plotted(panels((.1, .4), (.6, .9)), '#| fig-cap: A cycle\nplot()'), same)
+    with pytest.raises(ValueError, match='must have no fig-cap'):
+        code_cells(plotted(panels((.1, .4), (.6, .9)), '#| fig-cap: A cycle\nplot()'), same)
 
 def test_a_picture_in_html_is_cut_too():
     png = panels((.1, .45), (.55, .9))
@@ -77,7 +85,8 @@ def test_a_picture_in_html_is_cut_too():
     assert with_halves(one) == one
 
 def test_a_description_in_two_halves():
-    assert alts('Left: a line. It rises. Right: a point') == ['A line. It rises', 'A point'] and alts('Two') == ['Two, on the left', 'Two, on the right']
+    assert alts('Left: a line. It rises. Right: a point') == ['A line. It rises',
+                                                              'A point'] and alts('Two') == ['Two, on the left', 'Two, on the right']
 
 def test_a_data_frame_has_one_row_of_names():
     two = '<tr style="a"><th></th><th>lr</th><th>mom</th></tr><tr><th>epoch</th><th></th><th></th></tr><tr><th>0</th><td>1</td></tr>'
@@ -88,7 +97,8 @@ def test_a_data_frame_has_one_row_of_names():
     ('learner', ['Learner.fit_one_cycle'], 'import onecycle_callback'),
     ('schedule', ['OneCycleSchedule', 'OneCycleSchedule.plan'], 'from onecycle_callback import OneCycleSchedule'),
     ('demo', ['digits_dls'], 'from onecycle_callback.demo import digits_dls'),
-    ('compare', ['LRComparison.plot', 'Learner.compare_max_lr'], 'import onecycle_callback\nfrom onecycle_callback.compare import LRComparison')])
+    ('compare', ['LRComparison.plot', 'Learner.compare_max_lr'],
+     'import onecycle_callback\nfrom onecycle_callback.compare import LRComparison')])
 def test_how_names_are_imported(page, names, code):
     assert import_lines(names, import_module(f'onecycle_callback.{page}'), 'onecycle_callback') == code
 
@@ -103,7 +113,8 @@ def test_an_unknown_option_is_refused():
         code_cell(new_code_cell('#| fig-widht: 3\nplot()'), same)
 
 def test_outputs_lose_widgets_and_have_their_links_changed():
-    outputs = [new_output('display_data', {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'sliders'}), new_output('display_data', {'text/markdown': 'x'})]
+    outputs = [new_output('display_data', {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'sliders'}),
+               new_output('display_data', {'text/markdown': 'x'})]
     cell = code_cell(new_code_cell('show()', outputs=outputs), str.upper)
     assert [o.data for o in cell.outputs] == [{'text/plain': 'sliders'}, {'text/markdown': 'X'}]
 
@@ -114,7 +125,8 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
     (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/rooms/resume.file.html', '/rooms/resume.file.ipynb'),
     (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
     ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
-    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'), ('rooms/resume.file.ipynb', 'rooms/resume.file.ipynb'),
+    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
+    ('rooms/resume.file.ipynb', 'rooms/resume.file.ipynb'),
     ('../01_schedule.ipynb#onecycleplan', '#onecycleplan'),
     ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner'),
     ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
@@ -128,8 +140,10 @@ def test_markdown_outside_of_code():
 
 def test_callouts():
     assert markdown('a\n\n::: {.callout-tip}\nDo it.\n:::\n', SITE, set()) == 'a\n\n:::{tip}\nDo it.\n:::\n'
-    assert markdown('::: {.callout-note}\n## Why\nSo.\n:::', SITE, set()) == ':::{admonition} Why\n:class: note\n\nSo.\n:::'
-    with pytest.raises(ValueError, match='a ::: block must be a callout, got ::: {.column}'): markdown('::: {.column}\na\n:::', SITE, set())
+    assert markdown('::: {.callout-note}\n## Why\nSo.\n:::', SITE,
+                    set()) == ':::{admonition} Why\n:class: note\n\nSo.\n:::'
+    with pytest.raises(ValueError, match='a ::: block must be a callout, got ::: {.column}'):
+        markdown('::: {.column}\na\n:::', SITE, set())
 
 def test_which_cell_shows_a_name():
     assert shown_name(new_code_cell('#| echo: false\n#| output: asis\nshow_doc(OneCyclePlan.plot)')) == 'OneCyclePlan.plot'
@@ -188,7 +202,8 @@ def test_section_of_a_property_has_no_table():
 
 def test_section_of_a_class_needs_no_anchor_of_its_own():
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
-    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
+    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(),
+                                                                      3).source
 
 def test_section_leads_to_its_source():
     text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
@@ -200,7 +215,9 @@ def notebook(*cells, page='schedule.html'):
     nb.cells = [new_raw_cell(HEAD.source.replace('schedule.html', page)), new_markdown_cell(WARNING), *cells]
     return nb
 
-def headings(nb): return [line for c in nb.cells if c.cell_type == 'markdown' for line in c.source.splitlines() if line.startswith('#')]
+def headings(nb):
+    return [line for c in nb.cells if c.cell_type == 'markdown' for line in c.source.splitlines()
+            if line.startswith('#')]
 
 def test_page():
     shown = new_code_cell('#| echo: false\nshow_doc(OneCyclePlan)')
@@ -209,7 +226,8 @@ def test_page():
     assert frontmatter(nb)['title'] == 'schedule'
     out = page(nb, 'onecycle_callback', SITE, {'onecycleplan'})
     nbformat.validate(out)
-    assert headings(out) == ['# schedule', '## Then', '### OneCyclePlan'] + [f'#### OneCyclePlan.{m}' for m in members(OneCyclePlan)]
+    assert headings(out) == ['# schedule', '## Then',
+                             '### OneCyclePlan'] + [f'#### OneCyclePlan.{m}' for m in members(OneCyclePlan)]
     assert 'A line about `it`' in out.cells[0].source and WARNING not in str(out) and 'has_sd' not in str(out)
     assert out.cells[-1].source == 'x = 1' and out.cells[-1].cell_type == 'code'
 
@@ -237,10 +255,13 @@ def room(tmp_path, monkeypatch):
     for name in ('lib', 'lib.resume', 'lib.resume.file'): del sys.modules[name]
 
 def test_page_of_an_inner_room(room):
-    shown = [new_code_cell(f'show_doc({name})') for name in ('File', 'File.write', 'File.before_fit', 'File._sync', '_Hidden.seen')]
+    shown = [new_code_cell(f'show_doc({name})')
+             for name in ('File', 'File.write', 'File.before_fit', 'File._sync', '_Hidden.seen')]
     nb = notebook(shown[0], new_markdown_cell('## Writing'), *shown[1:], page='resume.file.html')
-    assert api_sections(nb, 'lib') == {'File': {'File': room.File, 'File.read': room.File.read}, 'File.write': {'File.write': room.File.write}}
-    assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing', '### File.write']
+    assert api_sections(nb, 'lib') == {'File': {'File': room.File, 'File.read': room.File.read},
+                                       'File.write': {'File.write': room.File.write}}
+    assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing',
+                                                      '### File.write']
 
 def rows(obj):
     "The rows of the parameter table of `obj`, `{name: row}`."
@@ -266,16 +287,22 @@ def test_toctree(tmp_path):
     for name in ('index', '10_b', '02_a', 'howto/c', 'howto/d', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f'{name}.ipynb').touch()
-    contents = ['index.ipynb', dict(section='How to', contents=['howto/d.ipynb', 'howto/c.ipynb']), dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
+    contents = ['index.ipynb', dict(section='How to', contents=['howto/d.ipynb', 'howto/c.ipynb']),
+                dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
                 dict(section='Inner rooms', contents='rooms/*.ipynb')]
     text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
     trees = [tree.split('\n', 2)[2].split('\n\n') for tree in text.removesuffix('\n```').split('\n```\n\n')]
-    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/d\nhowto/c'], [':caption: API', 'a\nb'], [':caption: Inner rooms', 'rooms/arguments\nrooms/resume.file']]
+    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/d\nhowto/c'],
+                                                                     [':caption: API', 'a\nb'],
+                                                                     [':caption: Inner rooms',
+                                                                      'rooms/arguments\nrooms/resume.file']]
 
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'
-    cells = [HEAD, new_markdown_cell(WARNING), new_code_cell('#| echo: false\nsecret()', outputs=[new_output('display_data', {'text/html': html})]),
-             new_markdown_cell('Before.'), new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
+    cells = [HEAD, new_markdown_cell(WARNING),
+             new_code_cell('#| echo: false\nsecret()', outputs=[new_output('display_data', {'text/html': html})]),
+             new_markdown_cell('Before.'),
+             new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
              new_markdown_cell('See [the plan](01_schedule.ipynb#a) and [that](https://example.com/a.html).')]
     nb = new_notebook(cells=cells)
     before = nbformat.writes(nb)

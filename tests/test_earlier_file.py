@@ -30,7 +30,8 @@ def learner(path):
     set_seed(1)
     x = torch.tensor([[1., 2., 3.], [-1., 0., 2.], [2., -3., 1.], [0., 1., -2.], [3., 1., 0.], [-2., 2., 1.]])
     train, valid = (DataLoader(list(zip(x, x)), bs=2, shuffle=shuffle) for shuffle in (True, False))
-    return Learner(DataLoaders(train, valid, device='cpu'), Noisy(), loss_func=lambda pred, y: pred.sum(), opt_func=partial(SGD, mom=.5), path=path)
+    return Learner(DataLoaders(train, valid, device='cpu'), Noisy(), loss_func=lambda pred, y: pred.sum(),
+                   opt_func=partial(SGD, mom=.5), path=path)
 
 def train(learn, **kwargs):
     "LRs of eighths: the peak is at batch 4, four batches after the first and four before the last."
@@ -39,8 +40,10 @@ def train(learn, **kwargs):
 def bits(learn):
     "Return what must be equal in the end."
     momentum = [state['grad_avg'] for state in learn.opt.state.values()]
-    return dict(weight=learn.model.weight.tolist(), calls=learn.model.calls, momentum=[m.tolist() for m in momentum], hps=learn.recorder.hps,
-                n_losses=len(learn.recorder.losses), frame=learn.recorder.to_frame().to_dict('list'), valid_losses=[row[1] for row in learn.recorder.values],
+    return dict(weight=learn.model.weight.tolist(), calls=learn.model.calls, momentum=[m.tolist() for m in momentum],
+                hps=learn.recorder.hps,
+                n_losses=len(learn.recorder.losses), frame=learn.recorder.to_frame().to_dict('list'),
+                valid_losses=[row[1] for row in learn.recorder.values],
                 draws=(random.random(), torch.rand(2).tolist()))
 
 class Stop(Callback):

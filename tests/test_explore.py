@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from helpers import learner
+from support.helpers import learner
 from onecycle_callback import OneCyclePlan, OneCycleSchedule
 from onecycle_callback.clock import TimedPlan
 
@@ -56,7 +56,8 @@ class Explorer:
     def table(self):
         "The numbers of the shown table, one row per epoch; its first row of headings names the columns."
         html = self.page.value[self.page.value.index('<table'):]
-        rows = [[float(cell) for cell in re.findall('<td>(.*?)</td>', row)] for row in re.findall('<tr.*?</tr>', html, re.S)]
+        rows = [[float(cell) for cell in re.findall('<td>(.*?)</td>', row)]
+                for row in re.findall('<tr.*?</tr>', html, re.S)]
         return np.array([row for row in rows if row])
 
     @property
@@ -106,7 +107,8 @@ def test_each_control_moves_what_it_says(drawn, moved, schedule, n_epoch):
     wanted = OneCycleSchedule(**dict(max_lr=.1) | schedule).plan(n_epoch, 8)
     assert explorer.schedule == wanted.schedule and explorer.call['cycle_len'] == n_epoch
     assert len(drawn) == 1 + len(moved) and (drawn[-1]['lr'] == wanted.lrs).all() and (drawn[-1]['mom'] == wanted.moms).all()
-    assert explorer.table.shape == (n_epoch, 4) and explorer.table == pytest.approx(first_and_last(wanted), rel=1e-5, abs=1e-6)
+    assert explorer.table.shape == (n_epoch,
+                                    4) and explorer.table == pytest.approx(first_and_last(wanted), rel=1e-5, abs=1e-6)
     assert explorer.picture.shape == before.shape and (explorer.picture != before).any()
 
 def test_the_end_can_be_given_and_left_to_the_start_again():
@@ -177,7 +179,8 @@ def test_what_a_screen_reader_reads_is_a_number():
 
 @without_pixels
 @settings(max_examples=25, deadline=None)
-@given(max_lr=st.floats(1e-9, 1e3), div_factor=st.floats(1, 1e6), pct_start=st.floats(0, 1), final_div=st.none() | st.just(np.inf) | st.floats(1, 1e9),
+@given(max_lr=st.floats(1e-9, 1e3), div_factor=st.floats(1, 1e6), pct_start=st.floats(0, 1),
+       final_div=st.none() | st.just(np.inf) | st.floats(1, 1e9),
        n_epoch=st.integers(1, 80))
 @pytest.mark.slow
 def test_every_plan_fits_between_the_ends_of_its_controls(max_lr, div_factor, pct_start, final_div, n_epoch):
@@ -188,7 +191,8 @@ def test_every_plan_fits_between_the_ends_of_its_controls(max_lr, div_factor, pc
 @pytest.mark.slow
 @without_pixels
 @settings(max_examples=15, deadline=None)
-@given(ends=st.tuples(*[st.sampled_from([0, -1])] * 5), anneal=st.sampled_from(['cos', 'linear', 'exp']), three_phase=st.booleans())
+@given(ends=st.tuples(*[st.sampled_from([0, -1])] * 5), anneal=st.sampled_from(['cos', 'linear', 'exp']),
+       three_phase=st.booleans())
 def test_no_corner_of_the_controls_is_a_traceback(ends, anneal, three_phase):
     explorer = Explorer(OneCycleSchedule(.1, anneal=anneal, three_phase=three_phase).plan(2, 4))
     for control, end in zip(explorer.controls.values(), ends):

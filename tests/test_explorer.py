@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import test_site
 from docs.explorer import MARK, PLAN
-from helpers import ROOT, copy_tree, learner
+from support.helpers import ROOT, copy_tree, learner
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.schedule import MOMS
 
@@ -179,7 +179,8 @@ WHOLE, DIV = 'a whole number of at least 1', 'a number of at least 1'
 
 @pytest.mark.parametrize('name, text, allowed', [
     ('cycle_len', '2.5', WHOLE), ('cycle_len', '0', WHOLE), ('n_batch', 'None', WHOLE),
-    ('max_lr', '0', 'a number above 0'), ('max_lr', 'inf', 'a number above 0'), ('max_lr', Keys.DELETE, 'a number above 0'), ('div_factor', '0.5', DIV),
+    ('max_lr', '0', 'a number above 0'), ('max_lr', 'inf', 'a number above 0'),
+    ('max_lr', Keys.DELETE, 'a number above 0'), ('div_factor', '0.5', DIV),
     ('div_factor', 'None', DIV), ('pct_start', '1.5', 'between 0 and 1'), ('pct_start', 'None', 'between 0 and 1'),
     ('final_div', '0.5', f'{DIV}, inf to end at 0, or None'), ('final_div', 'x', f'{DIV}, inf to end at 0, or None')])
 def test_what_the_package_refuses_is_refused(explorer, name, text, allowed):

@@ -15,7 +15,7 @@ from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 
-from helpers import ROOT, Spy, groups_of, learner
+from support.helpers import ROOT, Spy, groups_of, learner
 
 pytestmark = pytest.mark.matrix
 
@@ -29,7 +29,8 @@ def row(name, verdict):
         return test
     return note
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='half precision takes effect on a GPU, and there is none')
+gpu = pytest.mark.skipif(not torch.cuda.is_available(),
+                         reason='half precision takes effect on a GPU, and there is none')
 OPTS = dict(Adam=Adam, SGD=partial(SGD, mom=.9), AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
 opts = pytest.mark.parametrize('opt', OPTS.values(), ids=OPTS)
 cuda_is_missing = pytest.mark.filterwarnings('ignore:.*CUDA is not available:UserWarning')

@@ -4,7 +4,7 @@ Each must run the schedule that its author meant: peak, start, end, momentum and
 import pytest
 from fastai.basics import defaults
 
-from helpers import Spy, collab, language_model, tabular, text_classifier
+from support.helpers import Spy, collab, language_model, tabular, text_classifier
 from onecycle_callback import OneCycleSchedule
 
 pytestmark = pytest.mark.matrix

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import Spy, collab, learner
+from support.helpers import Spy, collab, learner
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ import json, warnings
 sys.modules['onecycle_callback'] = None      # importing it is an error
 warnings.simplefilter('ignore')
 from fastai.learner import load_learner
-from helpers import learner
+from support.helpers import learner
 from test_import import fine_tuned
 loaded, fits = load_learner(sys.argv[1]), fine_tuned(learner(n_groups=3))
 print()      # the bar leaves no line of its own

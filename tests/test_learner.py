@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, OptimWrapper, partial
 
-from helpers import Spy, frozen_state, learner
+from support.helpers import Spy, frozen_state, learner
 
 pytestmark = pytest.mark.matrix
 
@@ -124,8 +124,10 @@ def test_default_lr_is_the_one_that_fastai_would_use(kwargs, peaks):
     learn.fit_one_cycle(1, cbs=spy)
     assert [max(lrs) for lrs in zip(*spy.seen_lrs)] == peaks
 
-@pytest.mark.parametrize('wd, used', [(.5, [.5, .5]), ([.1, .2], [.1, .2]), (torch.tensor([.25, .5]), [.25, .5]), (torch.tensor(.5), [.5, .5]),
-                                      (np.float64(.5), [.5, .5]), (slice(.1), [.01, .1]), (slice(.1, .2), [.1, .2])], ids=str)
+@pytest.mark.parametrize('wd, used', [(.5, [.5, .5]), ([.1, .2], [.1, .2]), (torch.tensor([.25, .5]), [.25, .5]),
+                                      (torch.tensor(.5), [.5, .5]),
+                                      (np.float64(.5), [.5, .5]), (slice(.1), [.01, .1]), (slice(.1, .2), [.1, .2])],
+                                      ids=str)
 def test_wd(wd, used):
     learn = learner(n_groups=2)
     learn.fit_one_cycle(1)
@@ -161,7 +163,8 @@ def test_moms_left_alone():
     learn.fit_one_cycle(2, moms=False, cbs=spy)
     assert list(learn.recorder.hps) == ['lr'] and spy.seen_moms == [[.5]] * 24 and learn.opt.hypers[0]['mom'] == .5
 
-@pytest.mark.parametrize('train, n_epoch', [(lambda learn, cbs: learn.fit_one_cycle(2, cbs=cbs), 2), (lambda learn, cbs: learn.fine_tune(2, cbs=cbs), 3)],
+@pytest.mark.parametrize('train, n_epoch', [(lambda learn, cbs: learn.fit_one_cycle(2, cbs=cbs), 2),
+                                            (lambda learn, cbs: learn.fine_tune(2, cbs=cbs), 3)],
                          ids=['fit_one_cycle', 'fine_tune'])
 def test_callbacks_out_of_a_generator(train, n_epoch):
     epochs = []

@@ -13,8 +13,8 @@ import torch
 from fastai.basics import Callback, Datasets, Learner
 from torch import nn
 
-from helpers import Spy, learner, tabular
-from interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, learner as interrupted_learner, results, rows
+from support.helpers import Spy, learner, tabular
+from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, learner as interrupted_learner, results, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -44,7 +44,8 @@ class Nested(Callback):
 nested = pytest.mark.parametrize('act', NESTED.values(), ids=NESTED)
 events = pytest.mark.parametrize('event', EVENTS)
 fits = pytest.mark.parametrize('fit', [lambda learn, cbs: learn.fit_one_cycle(3, .1, cbs=cbs),
-                                       lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])], ids=['fit_one_cycle', 'OneCycle'])
+                                       lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])],
+                                       ids=['fit_one_cycle', 'OneCycle'])
 
 class Own(Spy):
     "Record the batches of the outer fit only."
@@ -63,7 +64,8 @@ def test_the_cycle_trains_and_records_every_batch(fit, event, act):
     plan = learn.preview_one_cycle(3, .1)
     fit(learn, [cb, spy])
     assert spy.places == [(epoch, i) for epoch in range(3) for i in range(12)]
-    assert [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist() and [mom for mom, in spy.seen_moms] == plan.moms.tolist()
+    assert [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist() and [mom for mom,
+                                                                        in spy.seen_moms] == plan.moms.tolist()
     assert learn.recorder.hps == dict(lr=plan.lrs[:, 0].tolist(), mom=plan.moms.tolist())
     assert learn.recorder.plan == plan and learn.recorder.starts == {0: 0, 1: 12, 2: 24}
     assert learn.opt.hypers[0]['mom'] == .9 and learn.train_iter == 36
@@ -92,7 +94,8 @@ def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, event, act, every):
     with pytest.raises(RuntimeError, match='interrupted'): fit([Interrupt(30)], **keep)
     assert_same(fit(**keep), expected)
 
-@pytest.mark.parametrize('act', [lambda learn, row: learn.predict(row), lambda learn, row: learn.show_results()], ids=['predict', 'show_results'])
+@pytest.mark.parametrize('act', [lambda learn, row: learn.predict(row), lambda learn, row: learn.show_results()],
+                         ids=['predict', 'show_results'])
 @pytest.mark.parametrize('event', ['before_epoch', 'after_epoch'])
 def test_predictions_of_an_application(tmp_path, event, act):
     learn, rows = tabular(tmp_path)
@@ -105,7 +108,8 @@ def test_the_learner_is_as_the_fit_left_it(act):
     "Nothing of the position or of the mode changes, not even inside a batch."
     before, after, learn = [], [], learner()
     def state(learn): return {name: vars(learn).get(name) for name in
-                              ('epoch', 'iter', 'n_iter', 'n_epoch', 'train_iter', 'pct_train', 'training', 'dl', 'xb', 'yb', 'pred', 'loss')}
+                              ('epoch', 'iter', 'n_iter', 'n_epoch', 'train_iter', 'pct_train', 'training', 'dl', 'xb',
+                               'yb', 'pred', 'loss')}
     def look(learn):
         before.append([state(learn), [m.training for m in learn.model.modules()], list(learn.cbs)])
         act(learn)
@@ -141,17 +145,20 @@ def copied(fit, make, **kwargs):
 
 def from_datasets(**kwargs):
     "A Learner that can be exported: 12 batches per epoch."
-    dls = Datasets(range(52), [partial(torch.mul, torch.ones(n) / 48) for n in (3, 1)], splits=(range(48), range(48, 52))).dataloaders(bs=4, device='cpu', num_workers=0)
+    dls = Datasets(range(52), [partial(torch.mul, torch.ones(n) / 48) for n in (3, 1)],
+                   splits=(range(48), range(48, 52))).dataloaders(bs=4, device='cpu', num_workers=0)
     return Learner(dls, nn.Linear(3, 1), loss_func=nn.MSELoss(), **kwargs)
 
-COPIES = {'copy': copy.copy, 'deepcopy': copy.deepcopy, 'pickle': lambda learn: pickle.loads(cloudpickle.dumps(learn, 2))}
+COPIES = {'copy': copy.copy, 'deepcopy': copy.deepcopy,
+          'pickle': lambda learn: pickle.loads(cloudpickle.dumps(learn, 2))}
 copies = pytest.mark.parametrize('make', COPIES.values(), ids=COPIES)
 def with_checkpoint(learn, cbs):
     with TemporaryDirectory() as folder:
         learn.path = Path(folder)
         learn.fit_one_cycle(3, .1, cbs=cbs, checkpoint='run1')
 EXPORTED = {'fit_one_cycle': lambda learn, cbs: learn.fit_one_cycle(3, .1, cbs=cbs), 'checkpoint': with_checkpoint,
-            'part': lambda learn, cbs: learn.fit_one_cycle(5, .1, cbs=cbs, stop_epoch=3), 'OneCycle': lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])}
+            'part': lambda learn, cbs: learn.fit_one_cycle(5, .1, cbs=cbs, stop_epoch=3), 'OneCycle': lambda learn,
+            cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])}
 exported = pytest.mark.parametrize('fit', EXPORTED.values(), ids=EXPORTED)
 
 @copies

@@ -9,23 +9,27 @@ import pytest
 from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
-from helpers import KEPT, ROOT, copy_tree
+from support.helpers import KEPT, ROOT, copy_tree
 
 @pytest.fixture
 def copy(tmp_path): return copy_tree(tmp_path)
 
 def content(path):
     "The bytes of a file. How matplotlib smooths a picture depends on what was drawn before, so a notebook's are left out."
-    return re.sub(rb'("image/png": )"[^"]*"', rb'\1""', path.read_bytes()) if path.suffix == '.ipynb' else path.read_bytes()
+    return re.sub(rb'("image/png": )"[^"]*"', rb'\1""',
+                  path.read_bytes()) if path.suffix == '.ipynb' else path.read_bytes()
 
 def files(root):
     found = [p for name in KEPT for p in ([root / name] if (root / name).is_file() else (root / name).rglob('*'))]
-    return {str(p.relative_to(root)): content(p) for p in found if p.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & {*p.parts}}
+    return {str(p.relative_to(root)): content(p) for p in found if p.is_file()
+            and not {'__pycache__', '.ipynb_checkpoints'} & {*p.parts}}
 
-def changed(before, after): return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+def changed(before, after):
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 def run(root, command):
-    run = subprocess.run([sys.executable, '-W', 'error::UserWarning', *command], cwd=root, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-W', 'error::UserWarning', *command], cwd=root, capture_output=True,
+                         text=True)
     return run.returncode, run.stdout + run.stderr
 
 def restored(root, *commands):
@@ -58,16 +62,20 @@ def test_exported(copy):
 
 def exported_to(notebook):
     "The module that `notebook` says it is exported to, as a path within the package, or `None`."
-    source = '\n'.join(''.join(cell['source']) for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code')
+    source = '\n'.join(''.join(cell['source']) for cell in json.loads(notebook.read_text())['cells']
+                       if cell['cell_type'] == 'code')
     module = re.search(r'^#\| default_exp (\S+)', source, re.M)
     return module and Path(module[1].replace('.', '/') + '.py')
 
 def stale_modules(root):
     "Return the modules without a notebook, and the notebooks whose name is not their module's."
     modules = {path: module for path in (root / 'nbs').rglob('*.ipynb') if (module := exported_to(path))}
-    by_hand = {Path('__main__.py'), Path('_modidx.py')} | {folder / '__init__.py' for module in modules.values() for folder in module.parents}
-    stale = {p.relative_to(root / 'onecycle_callback') for p in (root / 'onecycle_callback').rglob('*.py')} - {*modules.values()} - by_hand
-    misnamed = [path.name for path, module in modules.items() if nbpath2html(path).stem != '.'.join(module.with_suffix('').parts)]
+    by_hand = {Path('__main__.py'), Path('_modidx.py')} | {folder / '__init__.py' for module in modules.values()
+                                                           for folder in module.parents}
+    stale = {p.relative_to(root / 'onecycle_callback')
+             for p in (root / 'onecycle_callback').rglob('*.py')} - {*modules.values()} - by_hand
+    misnamed = [path.name for path, module in modules.items()
+                if nbpath2html(path).stem != '.'.join(module.with_suffix('').parts)]
     return sorted(map(str, stale)) + sorted(misnamed)
 
 def test_no_stale_module(copy):
@@ -130,18 +138,23 @@ def test_outputs_hold_no_warning_path_or_traceback():
         for cell in json.loads(p.read_text())['cells']:
             for out in cell.get('outputs', []): assert not unwanted(out), p.name
 
-@pytest.mark.parametrize('text', ['Traceback (most recent call last):', 'x.py:3: UserWarning: no', 'saved to /home/me/a.pth', "Path('/tmp/x')", 'lib/site-packages/a.py'])
+@pytest.mark.parametrize('text', ['Traceback (most recent call last):', 'x.py:3: UserWarning: no',
+                                  'saved to /home/me/a.pth', "Path('/tmp/x')", 'lib/site-packages/a.py'])
 def test_unwanted_output_is_seen(text):
-    for out in (dict(output_type='stream', name='stdout', text=[text]), dict(output_type='display_data', data={'text/html': ['<p>', text]})): assert unwanted(out)
+    for out in (dict(output_type='stream', name='stdout', text=[text]),
+                dict(output_type='display_data', data={'text/html': ['<p>', text]})): assert unwanted(out)
     assert unwanted(dict(output_type='error')) and unwanted(dict(output_type='stream', name='stderr', text=''))
-    assert not unwanted(dict(output_type='display_data', data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
+    assert not unwanted(dict(output_type='display_data',
+                             data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
 def test_a_line_of_the_package_fits_into_120_columns():
     "Except for `__all__`, which nbdev writes."
-    lines = [(path.name, line) for path in (ROOT / 'onecycle_callback').rglob('*.py') for line in path.read_text().splitlines()]
+    lines = [(path.name, line) for path in (ROOT / 'onecycle_callback').rglob('*.py')
+             for line in path.read_text().splitlines()]
     assert len(lines) > 1000 and [each for each in lines if len(each[1]) > 120 and not each[1].startswith('__all__')
                                   and each[0] != '_modidx.py'] == []
 
 def test_flake8():
-    run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests', 'benchmarks'], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests', 'benchmarks'], cwd=ROOT,
+                         capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

@@ -8,7 +8,7 @@ from torch import nn
 from fastai.basics import Adam, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial
 from fastai.optimizer import Lamb, Larc, Lookahead, QHAdam, RAdam, RMSProp, ranger
 
-from helpers import Spy, groups_of, learner
+from support.helpers import Spy, groups_of, learner
 
 pytestmark = pytest.mark.matrix
 

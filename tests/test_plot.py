@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from helpers import learner
+from support.helpers import learner
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.plot import MOST_POINTS
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from fastai.basics import SGD, partial
 
-from helpers import learner
+from support.helpers import learner
 
 def run(n_batch=12, **kwargs):
     learn = learner(n_batch, opt_func=partial(SGD, mom=.9))

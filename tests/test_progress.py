@@ -3,8 +3,8 @@ import pytest
 from fastai.callback import progress
 from fastai.callback.progress import CSVLogger, ShowGraphCallback
 
-import interrupted
-from interrupted import N_EPOCH, Interrupt, bars, epochs_shown, rows
+from support import interrupted
+from support.interrupted import N_EPOCH, Interrupt, bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint
 
 pytestmark = pytest.mark.matrix
@@ -15,7 +15,8 @@ def learner(path, **kwargs): return interrupted.learner(path, N_BATCH, **kwargs)
 
 def interrupt(path, at, every=None, **kwargs):
     with pytest.raises(RuntimeError, match='interrupted'):
-        learner(path).fit_one_cycle(N_EPOCH, .1, cbs=Interrupt(at), checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
+        learner(path).fit_one_cycle(N_EPOCH, .1, cbs=Interrupt(at), checkpoint=CycleCheckpoint('run1', every=every),
+                                    **kwargs)
 
 def resume(path, every=None, **kwargs):
     learner(path).fit_one_cycle(N_EPOCH, .1, checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
@@ -89,7 +90,8 @@ def test_rows_are_those_of_an_uninterrupted_run(tmp_path, capsys):
 def test_graph(tmp_path, monkeypatch, every):
     "`ShowGraphCallback` draws the losses of the whole cycle, those of an earlier process too."
     graphs = []
-    def update_graph(self, lines, x_bounds, y_bounds): graphs.append(([[list(x), [float(v) for v in y]] for x, y in lines], x_bounds))
+    def update_graph(self, lines, x_bounds, y_bounds):
+        graphs.append(([[list(x), [float(v) for v in y]] for x, y in lines], x_bounds))
     monkeypatch.setattr(progress.master_bar, 'update_graph', update_graph)      # a console shows no graph
     learner(tmp_path, cbs=ShowGraphCallback()).fit_one_cycle(N_EPOCH, .1)
     expected = graphs[:]
@@ -100,13 +102,15 @@ def test_graph(tmp_path, monkeypatch, every):
         learner(tmp_path, cbs=[ShowGraphCallback(), Interrupt(2 * N_BATCH + 15)]).fit_one_cycle(N_EPOCH, .1, **keep)
     assert graphs == expected[:2]
     graphs.clear()
-    learner(tmp_path, cbs=ShowGraphCallback()).fit_one_cycle(N_EPOCH, .1, checkpoint=CycleCheckpoint('run1', every=every))
+    learner(tmp_path, cbs=ShowGraphCallback()).fit_one_cycle(N_EPOCH, .1,
+                                                             checkpoint=CycleCheckpoint('run1', every=every))
     assert graphs == expected[2:]
 
 def test_csv_log(tmp_path):
     "The file of the resumed process holds each epoch once."
     with pytest.raises(RuntimeError, match='interrupted'):
-        learner(tmp_path).fit_one_cycle(N_EPOCH, .1, cbs=[CSVLogger(), Interrupt(2 * N_BATCH + 15)], checkpoint=CycleCheckpoint('run1', every=7))
+        learner(tmp_path).fit_one_cycle(N_EPOCH, .1, cbs=[CSVLogger(), Interrupt(2 * N_BATCH + 15)],
+                                        checkpoint=CycleCheckpoint('run1', every=7))
     log = CSVLogger()
     learn = learner(tmp_path, cbs=log)
     learn.fit_one_cycle(N_EPOCH, .1, checkpoint=CycleCheckpoint('run1', every=7))

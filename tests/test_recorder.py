@@ -7,7 +7,7 @@ from fastai.optimizer import SGD
 from fastai.torch_core import trainable_params
 from torch import nn
 
-from helpers import At, learner, throw
+from support.helpers import At, learner, throw
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.plot import MOST_POINTS
 
@@ -168,7 +168,8 @@ def test_frame_before_any_batch():
 
 def test_frame_of_a_fit_that_was_stopped_before_its_first_batch():
     learn = learner()
-    with pytest.raises(RuntimeError): learn.fit_one_cycle(1, .1, cbs=At(0, 0, throw(RuntimeError('boom')), 'before_batch'))
+    with pytest.raises(RuntimeError):
+        learn.fit_one_cycle(1, .1, cbs=At(0, 0, throw(RuntimeError('boom')), 'before_batch'))
     with pytest.raises(ValueError, match='recorder holds no batch yet'): learn.recorder.to_frame()
 
 def long_record(plan=None, n=10**5, **hps):

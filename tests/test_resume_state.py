@@ -20,20 +20,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
+from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
 from onecycle_callback import CycleCheckpoint
 
 pytestmark = pytest.mark.matrix
 
-def fit(learn, cbs=None, checkpoint=None, n_epoch=N_EPOCH): learn.fit_one_cycle(n_epoch, .05, cbs=cbs, checkpoint=checkpoint)
+def fit(learn, cbs=None, checkpoint=None, n_epoch=N_EPOCH):
+    learn.fit_one_cycle(n_epoch, .05, cbs=cbs, checkpoint=checkpoint)
 
 def outcome(learn, seen=lambda learn: None):
     "Return the weights, the losses, the record, and whatever else `seen` finds, of a Learner of any kind."
     r = learn.recorder
-    return dict(seen=seen(learn), weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps, values=[list(v) for v in r.values],
+    return dict(seen=seen(learn), weights=learn.model.state_dict(), losses=L(r.losses).map(float), hps=r.hps,
+                values=[list(v) for v in r.values],
                 draws=(random.random(), np.random.rand(), torch.rand(2)))
 
-def check(make, path, cbs=lambda: [], at=30, every=7, seen=lambda learn: None, n_epoch=N_EPOCH, in_the_same_learner=False):
+def check(make, path, cbs=lambda: [], at=30, every=7, seen=lambda learn: None, n_epoch=N_EPOCH,
+          in_the_same_learner=False):
     "Check that a cycle interrupted after batch `at` ends with the bits of an uninterrupted one, and return its Learner."
     calm = make(path)
     fit(calm, cbs(), n_epoch=n_epoch)
@@ -89,13 +92,15 @@ class Batches(torch.utils.data.BatchSampler):
 
 def with_sampler(path, batch_sampler=False, workers=0):
     learn, data = learner(path), items(4 * N_BATCH - 2)
-    kwargs = dict(batch_sampler=Batches(Rotating(data), 4, False)) if batch_sampler else dict(sampler=Rotating(data), batch_size=4)
+    kwargs = dict(batch_sampler=Batches(Rotating(data), 4,
+                                        False)) if batch_sampler else dict(sampler=Rotating(data), batch_size=4)
     learn.dls.loaders[0] = torch.utils.data.DataLoader(data, num_workers=workers, **kwargs)
     return learn
 
 @PLACES
 @pytest.mark.parametrize('batch_sampler', [False, True], ids=['sampler', 'batch sampler'])
-def test_sampler_with_a_memory(tmp_path, batch_sampler, every, at): check(partial(with_sampler, batch_sampler=batch_sampler), tmp_path, every=every, at=at)
+def test_sampler_with_a_memory(tmp_path, batch_sampler, every, at):
+    check(partial(with_sampler, batch_sampler=batch_sampler), tmp_path, every=every, at=at)
 
 @pytest.mark.slow
 def test_sampler_with_a_memory_and_workers(tmp_path): check(partial(with_sampler, workers=2), tmp_path)
@@ -126,7 +131,8 @@ class Clamp(Callback):
 class ClampMade(Clamp):
     "Note the parameters, and a view of the first, in the midst of the training."
     def before_fit(self): self.params = []
-    def after_batch(self): self.params, self.first = self.params or list(self.model.parameters()), next(self.model.parameters()).data[:2]
+    def after_batch(self):
+        self.params, self.first = self.params or list(self.model.parameters()), next(self.model.parameters()).data[:2]
 
 @PLACES
 @pytest.mark.parametrize('clamp', [Clamp, ClampMade])
@@ -195,7 +201,8 @@ class Odds(Callback):
         self.last, self.both = deque(maxlen=5), []
         self.alias, self.itself, self.point = self.both, [], Point(0)
         self.itself.append(self.itself)
-        self.generators = [random.Random(1), torch.Generator().manual_seed(1), np.random.default_rng(1), np.random.RandomState(1)]
+        self.generators = [random.Random(1), torch.Generator().manual_seed(1), np.random.default_rng(1),
+                           np.random.RandomState(1)]
         self.n, self.op = defaultdict(int), partial(operator.add, 0)
     def after_batch(self):
         if not self.training: return
@@ -212,7 +219,8 @@ class Odds(Callback):
         self.slotted = Slotted()
         self.slotted.x, self.slotted.y = n, [n]
         self.by_parameter = {p: i for i, p in enumerate(self.model.parameters())}
-        self.when, self.color, self.exact = datetime.datetime(2026, 1, 1, 0, 0, n % 60), Color(1 + n % 2), Decimal(n) / 7
+        self.when, self.color, self.exact = datetime.datetime(2026, 1, 1, 0, 0,
+                                                              n % 60), Color(1 + n % 2), Decimal(n) / 7
         self.dtype, self.np_dtype, self.path, self.where = torch.float16, np.dtype('>f4'), Path(str(n)), torch.device('cpu')
         self.big, self.long, self.swapped = 3 ** (700 + n), np.longdouble(n) / 3, np.array([n], '>i2')
         self.days, self.text, self.single = np.array(['2026-01-01'], 'M8[D]'), np.array(['a', 'bc']), np.float32(n) / 3
@@ -220,9 +228,12 @@ class Odds(Callback):
         self.op = partial(operator.add, n)
 
 def odd_values(odds):
-    values = {k: v for k, v in vars(odds).items() if k not in ('_learn', 'learn', 'generators', 'by_parameter', 'itself', 'sparse', 'op')} | dict(op=odds.op(1))
-    values |= dict(point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y), itself=odds.itself[1:],
-                   last=(odds.last.maxlen, list(odds.last)), n=dict(odds.n), when=odds.when.isoformat(), sparse=odds.sparse.to_dense(),
+    values = {k: v for k, v in vars(odds).items() if k not in ('_learn', 'learn', 'generators', 'by_parameter',
+                                                               'itself', 'sparse', 'op')} | dict(op=odds.op(1))
+    values |= dict(point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y),
+                   itself=odds.itself[1:],
+                   last=(odds.last.maxlen, list(odds.last)), n=dict(odds.n), when=odds.when.isoformat(),
+                   sparse=odds.sparse.to_dense(),
                    swapped=odds.swapped.tolist(), days=str(odds.days), text=odds.text.tolist(), long=repr(odds.long))
     return values
 
@@ -237,7 +248,8 @@ def test_values_of_many_types(tmp_path, every, at):
     assert_same(odd_values(again), odd_values(calm))
     assert again.alias is again.both and again.itself[0] is again.itself[0][0] and isinstance(again.n, defaultdict)
     assert [*again.by_parameter] == [*again.model.parameters()] if again.learn else True
-    assert (again.swapped.dtype, again.days.dtype, again.text.dtype) == (calm.swapped.dtype, calm.days.dtype, calm.text.dtype)
+    assert (again.swapped.dtype, again.days.dtype, again.text.dtype) == (calm.swapped.dtype, calm.days.dtype,
+                                                                         calm.text.dtype)
 
 def test_parameters_as_keys(tmp_path):
     class Keys(Callback):
@@ -287,7 +299,8 @@ def loss_state(learn): return dict(learn.loss_func.state_dict(), n=learn.loss_fu
 @PLACES
 @pytest.mark.parametrize('opt_func', [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['fastai', 'torch'])
 def test_loss_with_a_state(tmp_path, opt_func, every, at):
-    check(partial(with_loss, opt_func=opt_func), tmp_path, lambda: [GradientAccumulation(10)], every=every, at=at, seen=loss_state)
+    check(partial(with_loss, opt_func=opt_func), tmp_path, lambda: [GradientAccumulation(10)], every=every, at=at,
+          seen=loss_state)
 
 class Curriculum(Callback):
     "Train with another loss from epoch 1 on; a new object, or one that stands there."
@@ -296,7 +309,8 @@ class Curriculum(Callback):
         if self.epoch == 1: self.learn.loss_func = self.other or Weighted().requires_grad_(False)
 
 @PLACES
-@pytest.mark.parametrize('other', [None, F.cross_entropy, MSELossFlat], ids=['a new object', 'a function', 'an object that stands there'])
+@pytest.mark.parametrize('other', [None, F.cross_entropy, MSELossFlat],
+                         ids=['a new object', 'a function', 'an object that stands there'])
 def test_loss_that_changes(tmp_path, other, every, at):
     if other is MSELossFlat: other = CrossEntropyLossFlat(weight=torch.tensor([.2, .8]))
     check(learner, tmp_path, lambda: [Curriculum(other)], every=every, at=at)
@@ -305,7 +319,9 @@ def test_attribute_of_the_learner(tmp_path):
     class Notes(Callback):
         def before_fit(self):
             if not hasattr(self.learn, 'best_loss'): self.learn.best_loss = 100.
-        def after_batch(self): self.learn.best_loss = min(self.learn.best_loss, float(self.loss)) if self.training else self.learn.best_loss
+        def after_batch(self):
+            self.learn.best_loss = min(self.learn.best_loss,
+                                       float(self.loss)) if self.training else self.learn.best_loss
     check(learner, tmp_path, lambda: [Notes()], seen=lambda learn: learn.best_loss)
 
 # Layers

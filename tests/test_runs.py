@@ -16,8 +16,8 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
 
-from helpers import fork
-from interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
+from support.helpers import fork
+from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
 
@@ -53,7 +53,8 @@ early = pytest.mark.filterwarnings('ignore:The cycle was stopped early')
 @early
 @pytest.mark.parametrize('order', [-20, 0, 100, 20_000])
 @pytest.mark.parametrize('every', [None, 7])
-@pytest.mark.parametrize('event, at, place', [('after_batch', 14, (1, 2)), ('after_batch', 24, (1, 12)), ('after_epoch', 20, (2, 0)), ('after_batch', 40, (3, 4))])
+@pytest.mark.parametrize('event, at, place', [('after_batch', 14, (1, 2)), ('after_batch', 24, (1, 12)),
+                                              ('after_epoch', 20, (2, 0)), ('after_batch', 40, (3, 4))])
 def test_a_limit_of_time_is_resumed_where_it_stopped(uninterrupted, tmp_path, capsys, event, at, place, every, order):
     if order < -10: at -= 1      # such a callback sees the count of the batch before
     fit(tmp_path, every, Limit(event, at, order))
@@ -72,7 +73,8 @@ def test_jobs_of_one_epoch_each(uninterrupted, tmp_path, capsys):
     assert_same(results(fit(tmp_path)), uninterrupted)
 
 @early
-@pytest.mark.parametrize('event', ['before_batch', 'after_loss', 'after_train', 'before_validate', 'after_validate', 'before_epoch', 'before_train'])
+@pytest.mark.parametrize('event', ['before_batch', 'after_loss', 'after_train', 'before_validate', 'after_validate',
+                                   'before_epoch', 'before_train'])
 def test_a_limit_in_another_event_keeps_the_last_file(uninterrupted, tmp_path, event):
     fit(tmp_path, 7, Limit(event, 20))
     assert saved(tmp_path)['status'] == 'running'
@@ -91,7 +93,8 @@ def test_a_limit_before_the_first_batch(uninterrupted, tmp_path, order):
 @early
 @pytest.mark.parametrize('also', [None, 'limit'])
 def test_early_stopping_is_for_good(tmp_path, capsys, also):
-    def cbs(): return [EarlyStoppingCallback(min_delta=10., patience=1)] + [Limit('after_epoch', 23)] * (also == 'limit')
+    def cbs():
+        return [EarlyStoppingCallback(min_delta=10., patience=1)] + [Limit('after_epoch', 23)] * (also == 'limit')
     n = len(fit(tmp_path, cbs=cbs()).recorder.losses)
     assert n == 2 * N_BATCH and saved(tmp_path)['status'] == 'complete, ended early in epoch 1'
     assert len(fit(tmp_path, cbs=cbs()).recorder.losses) == n
@@ -124,7 +127,8 @@ def test_the_same_learner_after_a_limit(uninterrupted, tmp_path):
 def test_the_same_learner_before_the_second_save(uninterrupted, tmp_path):
     "What layers remember without a `state_dict` is that of the beginning again."
     learn = learner(tmp_path)
-    with pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(5, KeyboardInterrupt), checkpoint='run1')
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(5, KeyboardInterrupt), checkpoint='run1')
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
     assert_same(results(learn), uninterrupted)
 
@@ -137,7 +141,8 @@ class Term(Callback):
     def after_batch(self):
         if self.training and self.train_iter == self.at and self.where != 'validation': self._term()
     def after_pred(self):
-        if not self.training and self.train_iter == self.at and self.iter == 0 and self.where == 'validation': self._term()
+        if not self.training and self.train_iter == self.at and self.iter == 0 and self.where == 'validation':
+            self._term()
 
 def with_workers(where): return partial(learner, workers=2 * (where == 'workers'))
 
@@ -165,7 +170,8 @@ def exit_code(path, at, where):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('where, at, status, place', [
-    ('script', 14, -signal.SIGTERM, (1, 2)), ('workers', 14, -signal.SIGTERM, (1, 2)), ('validation', 24, -signal.SIGTERM, (2, 0)),
+    ('script', 14, -signal.SIGTERM, (1, 2)), ('workers', 14, -signal.SIGTERM, (1, 2)),
+    ('validation', 24, -signal.SIGTERM, (2, 0)),
     ('handler', 14, 7, (1, 2)), ('thread', 14, -signal.SIGTERM, None)])
 def test_sigterm_waits_for_the_file(uninterrupted, tmp_path, where, at, status, place):
     code, printed = exit_code(tmp_path, at, where)
@@ -210,10 +216,12 @@ def test_a_second_process_is_refused_until_the_first_is_killed(uninterrupted, tm
     try:
         before = (tmp_path / CYCLE).read_bytes()
         learn = learner(tmp_path)
-        with pytest.raises(BlockingIOError, match=f"checkpoint 'run1' is in use: process {process.pid} on .* trains it now"):
+        with pytest.raises(BlockingIOError,
+                           match=f"checkpoint 'run1' is in use: process {process.pid} on .* trains it now"):
             learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
         assert learn.opt is None and (tmp_path / CYCLE).read_bytes() == before
-        with pytest.raises(BlockingIOError): learner(tmp_path).fit_one_cycle(1, .1, checkpoint=CycleCheckpoint('run1', restart=True))
+        with pytest.raises(BlockingIOError):
+            learner(tmp_path).fit_one_cycle(1, .1, checkpoint=CycleCheckpoint('run1', restart=True))
         learner(tmp_path).fit_one_cycle(1, .1, checkpoint='run2')
     finally:
         process.kill()
@@ -225,7 +233,8 @@ def test_two_learners_of_one_process(tmp_path):
     class Second(Callback):
         def after_batch(self):
             if self.training and self.train_iter == 2:
-                with pytest.raises(BlockingIOError, match=f'process {os.getpid()} on'): learner(tmp_path).fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
+                with pytest.raises(BlockingIOError, match=f'process {os.getpid()} on'):
+                    learner(tmp_path).fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
     fit(tmp_path, cbs=Second())
 
 def test_a_file_that_changes_before_the_lock(tmp_path, monkeypatch):
@@ -241,7 +250,8 @@ def test_a_file_that_changes_before_the_lock(tmp_path, monkeypatch):
         learn.fit_one_cycle(1, .05, checkpoint=CycleCheckpoint('run1', restart=True))
     assert learn.opt is None and os.listdir(tmp_path / 'models') == ['run1.cycle']
 
-@pytest.mark.parametrize('error', [OSError(37, 'No locks available'), NotImplementedError('no flock'), PermissionError(13, 'denied')], ids=repr)
+@pytest.mark.parametrize('error', [OSError(37, 'No locks available'), NotImplementedError('no flock'),
+                                   PermissionError(13, 'denied')], ids=repr)
 def test_without_locks(uninterrupted, tmp_path, monkeypatch, error):
     def refuse(self, *args, **kwargs): raise error
     monkeypatch.setattr('filelock.FileLock.acquire', refuse)
@@ -344,17 +354,20 @@ def complete(tmp_path_factory):
     (layers(p=.5), r'layers 3: Dropout\(p=0.3.*\) in the file, Dropout\(p=0.5.*\) now'),
     (with_loss(CrossEntropyLossFlat(label_smoothing=.1)), 'loss: .*0.0.* in the file, .*0.1.* now'),
     (with_loss(partial(nn.functional.cross_entropy, label_smoothing=.1)), 'loss: .* now'),
-    (with_items(47, 0), 'n_train: 46 in the file, 47 now'), (with_items(22, 1), r'n_valid: \[20\] in the file, \[22\] now')],
+    (with_items(47, 0), 'n_train: 46 in the file, 47 now'),
+    (with_items(22, 1), r'n_valid: \[20\] in the file, \[22\] now')],
     ids=['dropout', 'loss', 'loss function', 'training set', 'validation set'])
 def test_another_run_is_refused(complete, make, why):
-    with pytest.raises(ValueError, match=f"'run1' belongs to a different run, saved 2026-01-31 14:05: .*{why}"): make(complete).fit_one_cycle(**CALL)
+    with pytest.raises(ValueError, match=f"'run1' belongs to a different run, saved 2026-01-31 14:05: .*{why}"):
+        make(complete).fit_one_cycle(**CALL)
 
 def test_a_complete_run_says_since_when(complete, capsys):
     learner(complete).fit_one_cycle(**CALL)
     assert "is complete, since 2026-01-31 14:05: its weights are loaded and nothing is trained" in capsys.readouterr().out
 
 @pytest.mark.parametrize('first, second, why', [
-    (dict(freeze_epochs=1), dict(freeze_epochs=0), "'run1' .*fine_tune: .*freeze_epochs=1.* in the file, .*freeze_epochs=0.* now"),
+    (dict(freeze_epochs=1), dict(freeze_epochs=0),
+     "'run1' .*fine_tune: .*freeze_epochs=1.* in the file, .*freeze_epochs=0.* now"),
     (dict(epochs=2), dict(epochs=3), "'run1_frozen' .*fine_tune: epochs=2, .* in the file, epochs=3, .* now")])
 def test_the_cycles_of_fine_tune_know_each_other(tmp_path, first, second, why):
     args = dict(epochs=2, base_lr=.05, checkpoint='run1')
@@ -374,8 +387,11 @@ def test_the_last_bit_of_a_learning_rate_is_no_difference(uninterrupted, tmp_pat
     rewrite(tmp_path / CYCLE, schedule=lambda lrs: {name: repr(float(lr) * (1 + 4e-16)) for name, lr in lrs.items()})
     assert_same(results(fit(tmp_path)), uninterrupted)
 
-@pytest.mark.parametrize('changes, why', [(dict(schedule=lambda lrs: lrs | {'at batch 9': repr(float(lrs['at batch 9']) * (1 + 1e-8))}), 'schedule at batch 9'),
-                                          (dict(max_lr=lambda lr: repr(float(lr) * (1 + 4e-16))), 'max_lr')], ids=['learning rate', 'argument'])
+@pytest.mark.parametrize('changes, why',
+                         [(dict(schedule=lambda lrs: lrs | {'at batch 9': repr(float(lrs['at batch 9']) * (1 + 1e-8))}),
+                           'schedule at batch 9'),
+                                          (dict(max_lr=lambda lr: repr(float(lr) * (1 + 4e-16))), 'max_lr')],
+                                          ids=['learning rate', 'argument'])
 def test_other_differences_are(tmp_path, changes, why):
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, cbs=Interrupt(30))
     rewrite(tmp_path / CYCLE, **changes)
@@ -443,11 +459,13 @@ def tells_its_place(path, **kwargs):
 def torchdata_loader(path, workers=0, generator=None):
     from torchdata.stateful_dataloader import StatefulDataLoader
     learn = learner(path)
-    learn.dls.loaders[0] = StatefulDataLoader(items(46), batch_size=4, shuffle=True, num_workers=workers, generator=generator and generator())
+    learn.dls.loaders[0] = StatefulDataLoader(items(46), batch_size=4, shuffle=True, num_workers=workers,
+                                              generator=generator and generator())
     return learn
 
 def new_generator(): return torch.Generator().manual_seed(3)
-LOADERS = {'own': tells_its_place, 'torchdata': torchdata_loader, 'torchdata, a generator': partial(torchdata_loader, generator=new_generator),
+LOADERS = {'own': tells_its_place, 'torchdata': torchdata_loader,
+           'torchdata, a generator': partial(torchdata_loader, generator=new_generator),
            'torchdata, two workers': partial(torchdata_loader, workers=2)}
 
 @pytest.mark.filterwarnings('ignore:.*random states inside the workers')
@@ -468,4 +486,5 @@ def test_a_loader_with_a_state_is_asked_for_its_place(tmp_path, name, every, at)
 def test_workers_of_such_a_loader_are_noted(tmp_path):
     make = partial(tells_its_place, workers=2)
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, 7, Interrupt(30), make)
-    with pytest.warns(UserWarning, match="'run1' does not restore random states inside the workers"): fit(tmp_path, 7, make=make)
+    with pytest.warns(UserWarning, match="'run1' does not restore random states inside the workers"):
+        fit(tmp_path, 7, make=make)

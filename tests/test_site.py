@@ -19,18 +19,20 @@ from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
 import onecycle_callback
-from helpers import ROOT, copy_tree
+from support.helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
 
 pytestmark = pytest.mark.slow
 
 LIB = 'onecycle_callback'
-NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+NOTEBOOKS = {nbpath2html(p.relative_to(ROOT / 'nbs')).as_posix(): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb'))
+             if '.ipynb_checkpoints' not in p.parts}
 TUTORIAL = 'tutorials/understanding_the_1cycle_policy.html'
 
 @pytest.fixture(scope='session')
-def pages(site): return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(), 'html.parser') for p in site.rglob('*.html')}
+def pages(site):
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(), 'html.parser') for p in site.rglob('*.html')}
 
 def test_every_notebook_is_a_page_in_the_contents(pages):
     listed = {a['href'] for a in pages['index.html'].select('.sidebar-tree a')} | {'index.html'}
@@ -41,15 +43,19 @@ def test_titles_and_descriptions(pages):
     written = {name: page for name, page in pages.items() if name in NOTEBOOKS}
     titles = {page.title.text for page in written.values()}
     descriptions = {(page.select_one('meta[name=description]') or {}).get('content') for page in written.values()}
-    assert len(titles) == len(written) and all(title.endswith(f'onecycle_callback {onecycle_callback.__version__}') for title in titles)
-    assert len(descriptions) == len(written) and all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '') for text in descriptions)
+    assert len(titles) == len(written) and all(title.endswith(f'onecycle_callback {onecycle_callback.__version__}')
+                                               for title in titles)
+    assert len(descriptions) == len(written) and all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '')
+                                                     for text in descriptions)
 
 def test_version_is_shown(pages):
-    assert {page.select_one('.sidebar-brand-text').text for page in pages.values()} == {f'onecycle_callback {onecycle_callback.__version__}'}
+    assert {page.select_one('.sidebar-brand-text').text
+            for page in pages.values()} == {f'onecycle_callback {onecycle_callback.__version__}'}
 
 def test_two_hyphens_stay_two(pages):
     "`--cycle_len` is an option; with a dash, it can't be copied."
-    assert {name: found for name, page in pages.items() if (found := re.findall(r'[–—][a-z]\w+', page.select_one('article').text))} == {}
+    assert {name: found for name, page in pages.items()
+            if (found := re.findall(r'[–—][a-z]\w+', page.select_one('article').text))} == {}
     assert '--cycle_len' in pages['demo.html'].select_one('article').text
 
 def test_no_page_is_empty(pages):
@@ -61,8 +67,10 @@ def test_the_tutorial_leads_to_the_first_how_to(pages):
     assert pages[TUTORIAL].select_one('a.next-page')['href'] == '../howto/choose_max_lr.html'
 
 def test_how_tos_come_in_the_order_of_need(pages):
-    listed = [a['href'].split('/')[-1].removesuffix('.html') for a in pages['index.html'].select('.sidebar-tree a') if a['href'].startswith('howto/')]
-    wanted = ['choose_max_lr', 'discriminative_lrs', 'resume_after_a_crash', 'callbacks', 'several_processes', 'migrate', 'without_a_learner']
+    listed = [a['href'].split('/')[-1].removesuffix('.html') for a in pages['index.html'].select('.sidebar-tree a')
+              if a['href'].startswith('howto/')]
+    wanted = ['choose_max_lr', 'discriminative_lrs', 'resume_after_a_crash', 'callbacks', 'several_processes',
+              'migrate', 'without_a_learner']
     assert [name for name in listed if name in wanted] == wanted
 
 # Public names
@@ -81,8 +89,10 @@ def is_api(cls, name):
 
 def public_api():
     "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
-    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.') if not m.name.rpartition('.')[2].startswith('_')]
-    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name, symbols in importlib.import_module(f'{LIB}._modidx').d['syms'].items()}
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.')
+               if not m.name.rpartition('.')[2].startswith('_')]
+    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name,
+               symbols in importlib.import_module(f'{LIB}._modidx').d['syms'].items()}
     assert set(page_of) <= {m.__name__ for m in modules}
     found = {}
     def add(obj, name=None):
@@ -97,15 +107,19 @@ def public_api():
         for cls in filter(inspect.isclass, vars(module).values()):
             if cls.__module__.startswith(LIB): continue
             for name, value in vars(cls).items():   # what @patch has put there
-                if name[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(LIB + '.'): add(value, f'{cls.__name__}.{name}')
+                if name[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(LIB + '.'):
+                    add(value, f'{cls.__name__}.{name}')
     for script in entry_points(group='console_scripts'):
         if script.value.split(':')[0].split('.')[0] == LIB: add(script.load())
     return found
 
 def test_the_names_that_must_be_found_are():
-    names = {'learner.html#learner.fit_one_cycle', 'learner.html#learner.preview_one_cycle', 'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr',
-             'recorder.html#recorder.plot_sched', 'callback.html#onecycle', 'schedule.html#onecycleschedule', 'schedule.html#onecycleschedule.plan',
-             'schedule.html#anneal_cos', 'demo.html#main', *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
+    names = {'learner.html#learner.fit_one_cycle', 'learner.html#learner.preview_one_cycle',
+             'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr',
+             'recorder.html#recorder.plot_sched', 'callback.html#onecycle', 'schedule.html#onecycleschedule',
+             'schedule.html#onecycleschedule.plan',
+             'schedule.html#anneal_cos', 'demo.html#main',
+             *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
     assert names <= set(public_api())
 
 def parameters(obj):
@@ -131,10 +145,12 @@ def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
     cut = dict(pages) | {'learner.html': BeautifulSoup(str(pages['learner.html']), 'html.parser')}
     page = cut['learner.html']
     page.find(id='learner.fine_tune').decompose()
-    next(c for c in page.find(id='learner.fit_one_cycle').find_next('section').select('td code') if c.text == 'pct_start').string = 'pct'
+    next(c for c in page.find(id='learner.fit_one_cycle').find_next('section').select('td code')
+         if c.text == 'pct_start').string = 'pct'
     api = public_api()
     before = missing_from(pages, api)
-    assert [m for m in missing_from(cut, api) if m not in before] == ['learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
+    assert [m for m in missing_from(cut, api) if m not in before] == ['learner.html#learner.fit_one_cycle(pct_start)',
+                                                                      'learner.html#learner.fine_tune']
 
 # Links and pictures
 
@@ -152,20 +168,24 @@ def broken_links(pages, site):
                 continue
             file = (site / name).parent / unquote(url.path) if url.path else site / name
             target = os.path.relpath(file, site)
-            if not file.is_file() or (url.fragment and target in ids and unquote(url.fragment) not in ids[target]): broken.append((name, e[attribute]))
+            if not file.is_file() or (url.fragment and target in ids and unquote(url.fragment) not in ids[target]):
+                broken.append((name, e[attribute]))
     return broken
 
 def test_links_and_anchors(pages, site): assert broken_links(pages, site) == []
 
 def test_a_broken_link_is_seen(pages, site):
     links = ['gone.html', 'schedule.html#gone', '#gone', 'schedule.html#onecycleplan']
-    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
-    assert [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
+    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>'
+                                 for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
+    assert [url for name, url in broken_links(pages | {'new.html': page}, site)
+            if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
 
 def test_code_can_be_copied(pages):
     for name, page in pages.items(): assert bool(page.select('script[src*=copybutton]')) or name == 'search.html'
 
-def undescribed(page): return [str(img)[:80] for img in page.select('article img') if not re.search(r'\w+ \w+', img.get('alt', ''))]
+def undescribed(page):
+    return [str(img)[:80] for img in page.select('article img') if not re.search(r'\w+ \w+', img.get('alt', ''))]
 
 def test_pictures_have_alternative_text(pages):
     assert [(name, img) for name, page in pages.items() for img in undescribed(page)] == []
@@ -175,7 +195,8 @@ def test_pictures_have_alternative_text(pages):
 def test_names_link_to_fastai_torch_and_this_site(pages):
     def to(name): return {a['href'] for a in pages[name].select('article a')}
     assert 'https://docs.fast.ai/learner.html#learner' in to('learner.html')
-    assert any(url.startswith('https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR') for url in to('schedule.html'))
+    assert any(url.startswith('https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR')
+               for url in to('schedule.html'))
     assert 'learner.html#learner-fit-one-cycle' in to('index.html')
 
 def build(tree, **pages):
@@ -183,13 +204,15 @@ def build(tree, **pages):
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
     (tree / 'nbs/sidebar.yml').write_text('website: {sidebar: {contents: [{section: All of them, contents: "*.ipynb"}]}}')
     for name, cells in pages.items():
-        cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'), *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
+        cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'),
+                 *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
         write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
     return subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
 
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)
-    run = build(tree, **{'index': ['## Install and try'], '1_page': ['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$']})
+    run = build(tree, **{'index': ['## Install and try'],
+                         '1_page': ['[a](gone.ipynb) [b](index.ipynb#gone) [c](index.ipynb#install-and-try) $x^2$']})
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
@@ -197,7 +220,8 @@ def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
 
 def test_code_next_to_an_import_fails_the_build(tmp_path):
-    cells = [mk_cell('#| default_exp room'), '## A part', mk_cell('#| export\ndef f(): return 1'), mk_cell('import os\nx = f()')]
+    cells = [mk_cell('#| default_exp room'), '## A part', mk_cell('#| export\ndef f(): return 1'),
+             mk_cell('import os\nx = f()')]
     run = build(copy_tree(tmp_path), index=[], room=cells)
     assert run.returncode != 0 and 'Found cells containing imports and other code' in run.stderr
 
@@ -213,7 +237,8 @@ def browser():
         pytest.skip(reason)
     options = webdriver.ChromeOptions()
     options.binary_location = chrome
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--disable-dev-shm-usage'): options.add_argument(argument)
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--disable-dev-shm-usage'):
+        options.add_argument(argument)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield Browser(driver)
@@ -234,10 +259,12 @@ class Browser:
         return self
 
     @property
-    def errors(self): return [line['message'] for line in self.driver.get_log('browser') if line['level'] in ('SEVERE', 'WARNING')]
+    def errors(self):
+        return [line['message'] for line in self.driver.get_log('browser') if line['level'] in ('SEVERE', 'WARNING')]
 
     @property
-    def pictures(self): return self.js("return [...document.querySelectorAll('article img')].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
+    def pictures(self):
+        return self.js("return [...document.querySelectorAll('article img')].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
 
     @property
     def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
@@ -256,7 +283,8 @@ class Browser:
             return rows > e.textContent.trimEnd().split('\\n').length + .6 }).map(e => e.textContent.slice(0, 300))""")
 
     @property
-    def requests(self): return self.js("return performance.getEntriesByType('resource').map(e => e.name).filter(url => !url.startsWith('file:') && !url.startsWith('data:'))")
+    def requests(self):
+        return self.js("return performance.getEntriesByType('resource').map(e => e.name).filter(url => !url.startsWith('file:') && !url.startsWith('data:'))")
 
     @property
     def small_text(self):
@@ -277,7 +305,8 @@ class Browser:
         rows = self.js("return [...document.querySelectorAll('article table.dataframe')].map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))")
         tables = []
         for table in rows:
-            table = [row for row in table if row[0] != 'epoch' or row[-1]]   # pandas' second header row holds the name of the index alone
+            table = [row for row in table if row[0] != 'epoch'
+                     or row[-1]]   # pandas' second header row holds the name of the index alone
             columns = list(zip(*table))[1:] if table[0][-1].startswith(('lr', 'mom')) else table[1:]
             tables.append({column[0]: column[1:] for column in columns})
         return tables
@@ -288,7 +317,8 @@ def headings_of(notebook, level):
     text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
     text = re.sub(r'^```.*?^```$|^:::.*?^:::$', '', text, flags=re.M | re.S)
     found = re.findall(rf'^{"#" * level} (.*)$', text, re.M)
-    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', h).replace('`', '').replace('*', '').replace("'", '’').strip() for h in found]
+    return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', h).replace('`', '').replace('*', '').replace("'", '’').strip()
+            for h in found]
 
 @pytest.mark.parametrize('width, mode', [(1280, 'light'), (400, 'dark')])
 @pytest.mark.parametrize('name', NOTEBOOKS)
@@ -312,8 +342,10 @@ def test_the_first_screen_answers_the_question(site, browser):
     seen = browser.js("""return [...document.querySelectorAll('article h1, article pre, article p, article li, article img')]
         .filter(e => e.getBoundingClientRect().bottom <= 800).map(e => e.tagName == 'IMG' ? e.alt : e.textContent)""")
     text = '\n'.join(seen)
-    for part in ('fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.)', 'learning rate (LR)', 'every batch', 'No second cycle inside an epoch', '4th epoch',
-                 '0.1/25 = 0.004', 'Momentum goes the other way', '220', 'The learning rate rises', 'Learn:', 'Do:', 'Look up:'): assert part in text, part
+    for part in ('fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.)', 'learning rate (LR)', 'every batch',
+                 'No second cycle inside an epoch', '4th epoch',
+                 '0.1/25 = 0.004', 'Momentum goes the other way', '220', 'The learning rate rises', 'Learn:', 'Do:',
+                 'Look up:'): assert part in text, part
 
 HALVES = "return [...document.querySelectorAll('article .tag_half img, article img.half')].map(i => i.getBoundingClientRect()).map(r => [r.x, r.y])"
 
@@ -337,7 +369,8 @@ def test_copy_button(site, browser):
 def shows(table, plan):
     "Return whether a table on a page holds the numbers of `plan`, to the digits that it shows."
     return list(table) == list(plan.table) and all(len(table[name]) == len(values) and all(
-        float(text) == round(value, len(text.partition('.')[2])) for text, value in zip(table[name], values)) for name, values in plan.table.items())
+        float(text) == round(value, len(text.partition('.')[2])) for text, value in zip(table[name], values)) for name,
+        values in plan.table.items())
 
 @pytest.mark.parametrize('name', ['index.html', TUTORIAL])
 def test_table_shows_the_plan(site, browser, name):

@@ -17,8 +17,8 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from helpers import ROOT, fork_script
-from interrupted import bars, epochs_shown, learner, rows
+from support.helpers import ROOT, fork_script
+from support.interrupted import bars, epochs_shown, learner, rows
 from onecycle_callback import clock
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,8 @@ class Recording(NotebookClient):
     "A client that keeps everything a cell has shown, even if only for a while, as a progress bar is."
     def process_message(self, msg, cell, index):
         data = msg['content'].get('data', {})
-        vars(self).setdefault('shown', {}).setdefault(index, []).append(data.get('text/html') or data.get('text/markdown', ''))
+        vars(self).setdefault('shown', {}).setdefault(index,
+                                                      []).append(data.get('text/html') or data.get('text/markdown', ''))
         return super().process_message(msg, cell, index)
 
 CELLS = [LEARNER,
@@ -130,11 +131,13 @@ def test_notebook_resumed(notebook):
     cells, shown = notebook
     assert re.search(r"'run1' .* epoch 1, batch 5", cells[4].outputs[0].text)
     states = progress(shown[4])
-    assert states[:2] == [[(1, 4), (0, 30)], [(1, 4), (6, 30)]] and [(1, 4), (2, 4), (3, 4)] == sorted({epochs for epochs, _ in states})
+    assert states[:2] == [[(1, 4), (0, 30)], [(1, 4), (6, 30)]] and [(1, 4), (2, 4),
+                                                                     (3, 4)] == sorted({epochs for epochs, _ in states})
     assert table(html(cells[4])) == [0, 1, 2, 3] and pictures(cells[4]) == 1
     assert without_times(html(cells[4])) == without_times(html(cells[6]))     # the table of the uninterrupted run
 
-@pytest.mark.parametrize('cell, says', [(5, None), (6, 'True'), (7, 'True')], ids=['picture', 'same weights', 'same predictions of what was exported'])
+@pytest.mark.parametrize('cell, says', [(5, None), (6, 'True'), (7, 'True')],
+                         ids=['picture', 'same weights', 'same predictions of what was exported'])
 def test_notebook_afterwards(notebook, cell, says):
     cells, _ = notebook
     results = [out.data['text/plain'] for out in cells[cell].outputs if out.output_type == 'execute_result']
@@ -142,7 +145,8 @@ def test_notebook_afterwards(notebook, cell, says):
 
 def test_notebook_warns_of_nothing(notebook):
     cells, _ = notebook
-    errors = [out.get('text', out.get('ename')) for cell in cells for out in cell.outputs if out.output_type == 'error' or out.get('name') == 'stderr']
+    errors = [out.get('text', out.get('ename')) for cell in cells for out in cell.outputs if out.output_type == 'error'
+              or out.get('name') == 'stderr']
     interrupt, pickles = errors
     assert interrupt == 'KeyboardInterrupt' and pickles.count('Warning') == 1 and "Python's insecure pickle module" in pickles     # fastai's, of load_learner
 
@@ -162,7 +166,8 @@ def epochs_of_rows(out): return rows(out.partition('train_loss')[2])     # the t
 
 def run_script(folder, signal=None, at=None):
     "Run the script, send it `signal` at batch `at`, and return its exit code and output."
-    process = subprocess.Popen([sys.executable, 'train.py'], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, 'train.py'], cwd=folder, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
     if signal:
         while not (folder / f'reached_{at}').exists() and process.poll() is None: time.sleep(.05)
         process.send_signal(signal)
@@ -176,10 +181,13 @@ def test_script(tmp_path):
     assert code == -signal.SIGKILL and err == '' and epochs_shown(out) == ['1/4', '2/4']
     code, out, err = run_script(tmp_path, signal.SIGINT, 75)
     assert code == -signal.SIGINT and err.endswith('KeyboardInterrupt\n')
-    assert epochs_shown(out) == ['2/4', '3/4'] and bars(out)[:2] == [(2, 4, 0, 30), (2, 4, 6, 30)] and epochs_of_rows(out) == [0, 1]
+    assert epochs_shown(out) == ['2/4', '3/4'] and bars(out)[:2] == [(2, 4, 0, 30),
+                                                                     (2, 4, 6, 30)] and epochs_of_rows(out) == [0, 1]
     code, out, err = run_script(tmp_path)
     assert code == 0, err
-    assert epochs_shown(out) == ['3/4', '4/4'] and bars(out)[:2] == [(3, 4, 0, 30), (3, 4, 11, 30)] and epochs_of_rows(out) == [0, 1, 2, 3]
+    assert epochs_shown(out) == ['3/4', '4/4'] and bars(out)[:2] == [(3, 4, 0, 30),
+                                                                     (3, 4, 11,
+                                                                      30)] and epochs_of_rows(out) == [0, 1, 2, 3]
     assert err.count('Warning') == 1 and "Python's insecure pickle module" in err and (tmp_path / 'lr.png').stat().st_size > 10_000
     names = {}
     exec(LEARNER, names)
@@ -205,7 +213,8 @@ def test_readme(tmp_path, capsys, monkeypatch):
         assert ('is complete' in out) == again
 
 def hides_bar(page): return re.search(r'no_bar|no_logging|learn\.progress', page.read_text())
-PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb')) if hides_bar(page)]
+PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb'))
+         if hides_bar(page)]
 
 def run_forked(command, cwd='.', **kwargs):
     "Run the script in `command` without starting an interpreter. Importing fastai took most of the time; test_notebooks.py starts the scripts as users do."

@@ -15,9 +15,9 @@ from fastai.callback.schedule import ParamScheduler
 from torch import nn
 from torch.utils.data import IterableDataset
 
-import interrupted
-from helpers import At, Spy, frozen_state, throw
-from interrupted import bars, epochs_shown, rows
+from support import interrupted
+from support.helpers import At, Spy, frozen_state, throw
+from support.interrupted import bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -33,7 +33,8 @@ class Numbers(IterableDataset):
 
 def batches_of_generator(bs=4, n=None):
     "Yield batches, once."
-    for i in itertools.count() if n is None else range(n): yield [torch.stack(t) for t in zip(*map(example, range(i * bs, (i + 1) * bs)))]
+    for i in itertools.count() if n is None else range(n):
+        yield [torch.stack(t) for t in zip(*map(example, range(i * bs, (i + 1) * bs)))]
 
 def hugging_face(n=400):
     import datasets
@@ -103,7 +104,8 @@ def test_as_a_callback_of_a_fit():
     learn, seen = learner(), Seen()
     cycle = OneCycle(.1, n_batch=5)
     learn.fit(3, cbs=[cycle, seen])
-    assert seen.seen_lrs == learner().preview_one_cycle(3, .1, n_batch=5).lrs.tolist() and len(learn.recorder.values) == 3
+    assert seen.seen_lrs == learner().preview_one_cycle(3, .1,
+                                                        n_batch=5).lrs.tolist() and len(learn.recorder.values) == 3
 
 def test_as_a_callback_of_the_learner():
     learn, seen = learner(cbs=OneCycle(.1, n_batch=5)), Seen()
@@ -130,7 +132,8 @@ def test_the_learner_is_as_before():
     learn.fit_one_cycle(2, .1, n_batch=3)
     after = frozen_state(learn)
     assert [k for k in ('attributes', 'cbs', 'logger', 'training') if before[k] != after[k]] == []
-    with pytest.raises(RuntimeError, match='boom'): learn.fit_one_cycle(1, .1, n_batch=3, cbs=At(0, 1, throw(RuntimeError('boom'))))
+    with pytest.raises(RuntimeError, match='boom'):
+        learn.fit_one_cycle(1, .1, n_batch=3, cbs=At(0, 1, throw(RuntimeError('boom'))))
     after = frozen_state(learn)
     assert after['cbs'] == before['cbs']
 
@@ -158,7 +161,8 @@ def test_a_stream_that_yields_nothing_more(tmp_path, train):
     assert (tmp_path / 'models/run1.cycle').exists()
 
 @pytest.mark.parametrize('n_batch', [None, 5])
-@pytest.mark.parametrize('valid', [DataLoader(Numbers(10), bs=4), torch.utils.data.DataLoader(Numbers(10), batch_size=4)], ids=['fastai', 'torch'])
+@pytest.mark.parametrize('valid', [DataLoader(Numbers(10), bs=4),
+                                   torch.utils.data.DataLoader(Numbers(10), batch_size=4)], ids=['fastai', 'torch'])
 def test_a_validation_loader_without_a_length_is_run_to_its_end(valid, n_batch):
     same = [DataLoader([example(i) for i in range(n)], bs=4) for n in (20, 10)]
     learn, other = learner(same[0], valid), learner(*same)
@@ -174,7 +178,8 @@ def test_progress(capsys):
 
 def test_graph(monkeypatch):
     bounds = []
-    monkeypatch.setattr(progress.master_bar, 'update_graph', lambda self, lines, x_bounds, y_bounds: bounds.append(x_bounds))
+    monkeypatch.setattr(progress.master_bar, 'update_graph', lambda self, lines, x_bounds,
+                        y_bounds: bounds.append(x_bounds))
     learner().fit_one_cycle(3, .1, n_batch=5, cbs=ShowGraphCallback())
     assert bounds == [(0, 15)] * 3
 
@@ -217,15 +222,18 @@ def shuffled(n): return torch.utils.data.DataLoader(interrupted.items(n), batch_
 def hugging_face_items():
     import datasets
     x, y = zip(*interrupted.items(62))
-    stream = datasets.Dataset.from_dict({'x': [t.tolist() for t in x], 'y': [int(t) for t in y]}).to_iterable_dataset(num_shards=3)
+    stream = datasets.Dataset.from_dict({'x': [t.tolist() for t in x],
+                                         'y': [int(t) for t in y]}).to_iterable_dataset(num_shards=3)
     return stream.with_format('torch')
 
 def hugging_face_shuffled():
     "A shuffle buffer isn't part of a stream's state, so this loader is run forward."
-    return torch.utils.data.DataLoader(hugging_face_items().shuffle(seed=3, buffer_size=10), batch_size=4, collate_fn=as_tuples)
+    return torch.utils.data.DataLoader(hugging_face_items().shuffle(seed=3, buffer_size=10), batch_size=4,
+                                       collate_fn=as_tuples)
 
 STREAMS = {'fastai, shuffled': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True),
-           'fastai, shuffled by two workers': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True, num_workers=2),
+           'fastai, shuffled by two workers': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True,
+                                                                 num_workers=2),
            'random stream': lambda: DataLoader(RandomItems(62), bs=4),
            'random stream of torch': lambda: torch.utils.data.DataLoader(RandomItems(62), batch_size=4),
            'torch, shuffled': lambda: shuffled(62),
@@ -290,7 +298,8 @@ def test_a_loader_that_keeps_its_place_loads_nothing_twice(tmp_path, capsys, eve
 def test_a_stream_that_cannot_be_repeated_is_taken_as_it_comes(tmp_path, capsys):
     learn = learner('generator', path=tmp_path)
     keep = CycleCheckpoint('run1', every=1)
-    with pytest.raises(RuntimeError, match='interrupted'): learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
     again, seen = learner(batches_of_generator(n=8), path=tmp_path), Seen()
     capsys.readouterr()
     again.fit_one_cycle(3, .1, n_batch=5, checkpoint=replace(keep, replay=False), cbs=seen)
@@ -301,7 +310,8 @@ def test_a_stream_that_cannot_be_repeated_is_taken_as_it_comes(tmp_path, capsys)
 def test_how_a_stream_resumes_is_said(tmp_path, capsys):
     learn = learner('generator', path=tmp_path)
     keep = CycleCheckpoint('run1', every=1)
-    with pytest.raises(RuntimeError, match='interrupted'): learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=interrupted.Interrupt(7))
     capsys.readouterr()
     with pytest.raises(RuntimeError, match=r'must yield the 7 batches of before the crash again, got 2.*replay=False'):
         learner(batches_of_generator(n=2), path=tmp_path).fit_one_cycle(3, .1, n_batch=5, checkpoint=keep)
@@ -316,7 +326,8 @@ class Passes(IterableDataset):
     def set_epoch(self, n): self.passes.append(n)
     def __iter__(self): return map(example, range(28))
 
-@pytest.mark.parametrize('loader', [partial(DataLoader, bs=4), partial(torch.utils.data.DataLoader, batch_size=4)], ids=['fastai', 'torch'])
+@pytest.mark.parametrize('loader', [partial(DataLoader, bs=4), partial(torch.utils.data.DataLoader, batch_size=4)],
+                         ids=['fastai', 'torch'])
 def test_a_data_set_is_told_the_number_of_the_pass(tmp_path, loader):
     keep = dict(n_batch=5, checkpoint=CycleCheckpoint('run1', every=1))
     dataset = Passes()
@@ -330,7 +341,8 @@ def test_a_data_set_is_told_the_number_of_the_pass(tmp_path, loader):
 def test_another_n_batch_is_another_run(tmp_path):
     learn = learner(path=tmp_path)
     learn.fit_one_cycle(3, .1, n_batch=5, checkpoint='run1')
-    with pytest.raises(ValueError, match='n_batch: 5 in the file, 6 now'): learn.fit_one_cycle(3, .1, n_batch=6, checkpoint='run1')
+    with pytest.raises(ValueError, match='n_batch: 5 in the file, 6 now'):
+        learn.fit_one_cycle(3, .1, n_batch=6, checkpoint='run1')
 
 class CountedItems:
     "Examples with an index, which count how often each is loaded."
@@ -352,7 +364,8 @@ def test_ordinary_epochs_of_a_loader_that_keeps_its_place(tmp_path, every, at, n
     calm.fit_one_cycle(4, .05)
     expected = interrupted.results(calm)
     with pytest.raises(RuntimeError, match='interrupted'):
-        with_place(tmp_path).fit_one_cycle(4, .05, cbs=interrupted.Interrupt(at), checkpoint=CycleCheckpoint('run1', every=every))
+        with_place(tmp_path).fit_one_cycle(4, .05, cbs=interrupted.Interrupt(at),
+                                           checkpoint=CycleCheckpoint('run1', every=every))
     learn = with_place(tmp_path)
     learn.fit_one_cycle(4, .05, checkpoint=CycleCheckpoint('run1', every=every))
     interrupted.assert_same(interrupted.results(learn), expected)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT, copy_tree
+from support.helpers import ROOT, copy_tree
 from typing_example import accepted, refused
 
 def mypy(folder):
@@ -19,8 +19,10 @@ def test_mypy_accepts_the_package_and_what_users_write(): assert mypy(ROOT) == '
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file, old, new, error', [
-    ('onecycle_callback/schedule.py', 'def lrs(self) -> np.ndarray:', 'def lrs(self) -> list:', 'Expression is of type "list[Any]"'),
-    ('onecycle_callback/schedule.py', 'def moms(self) -> np.ndarray|None:', 'def moms(self):', 'Expression is of type "Any"'),
+    ('onecycle_callback/schedule.py', 'def lrs(self) -> np.ndarray:', 'def lrs(self) -> list:',
+     'Expression is of type "list[Any]"'),
+    ('onecycle_callback/schedule.py', 'def moms(self) -> np.ndarray|None:', 'def moms(self):',
+     'Expression is of type "Any"'),
     ('tests/typing_example.py', 'OneCycle(moms=True)', 'OneCycle(moms=False)', 'Unused "type: ignore" comment'),
     ('tests/typing_example.py', 'make(moms=False)', 'make(moms=True)', 'Argument "moms"'),
 ], ids=['another type', 'no type', 'nothing to refuse', 'nothing to accept'])

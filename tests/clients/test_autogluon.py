@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from sklearn.datasets import load_wine
 
 import onecycle_callback  # noqa: F401
-from helpers import Spy
+from support.helpers import Spy
 
 wines = load_wine(as_frame=True).frame
 

@@ -14,7 +14,7 @@ from tsai.basics import SaveModel, load_all
 from tsai.data.mixed_augmentation import MixUp1d
 
 import onecycle_callback  # noqa: F401
-from helpers import Spy
+from support.helpers import Spy
 from tsai_learner import X, tsai_classifier
 
 HERE = Path(__file__).parent
