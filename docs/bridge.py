@@ -215,7 +215,7 @@ def module_of(nb, lib):
 def api_sections(nb, lib):
     """Return the sections that each `show_doc` of `nb` makes, `{shown name: {name: object}}`: a class's members follow it.
 
-    A notebook has its module's name: `rooms/resume.file.ipynb` is about `resume/file.py`. A method that is patched in by
+    A notebook has its module's name: `03_resume.checkpoint.ipynb` is about `resume/checkpoint.py`. A method that is patched in by
     a separate cell has its section there."""
     shown = [name for name in map(shown_name, nb.cells) if name and is_public(name)]
     if not shown: return {}

@@ -24,7 +24,7 @@ from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_fl
                                          check_whole)
 from .callback import OneCycle, prospective_opt, refuse_second_cycle, takes_cycle
 from .clock import TimedCycle
-from .internals import fit_over
+from .fastai_internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 

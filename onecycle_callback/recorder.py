@@ -19,8 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .clock import TimedPlan
-from .frame import batch_frame
-from .plot import batches_to_draw, epochs_to_mark, extremes, plot_hypers
+from .plot import batch_frame, batches_to_draw, epochs_to_mark, extremes, plot_hypers
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch

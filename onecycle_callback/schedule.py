@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole)
-from .frame import batch_frame
-from .plot import batches_to_draw, epochs_to_mark, figure_html, plot_hypers
+from .plot import batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
 def anneal_cos(

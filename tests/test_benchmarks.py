@@ -91,8 +91,8 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
     (TUTORIAL, 'it ended [{again:.1f} points]'),
     (TUTORIAL, 'that [lost {stopped:.1f} points]'),
     ('index', 'the LRs within a point of the best reach {reach} times as far as with a constant LR'),
-    ('10_compare', "the best of `lr_find`'s suggestions lost {minimum:.1f} points"),
-    ('10_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
+    ('06_compare', "the best of `lr_find`'s suggestions lost {minimum:.1f} points"),
+    ('06_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
 def test_pages_say_what_was_measured(measured, page, says):
     "The pages on the study check their own figures, in hidden cells."
     cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text())['cells']

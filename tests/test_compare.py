@@ -207,7 +207,7 @@ def test_a_second_interrupt_while_it_is_put_back(monkeypatch):
 def test_an_interrupt_while_it_looks_around(monkeypatch):
     learn = learner()
     before = all_of(learn)
-    monkeypatch.setattr('onecycle_callback.snapshot.object_states', lambda *_: throw(KeyboardInterrupt())())
+    monkeypatch.setattr('onecycle_callback.compare.object_states', lambda *_: throw(KeyboardInterrupt())())
     with pytest.raises(KeyboardInterrupt): learn.compare_max_lr(LRS)
     assert_untouched(learn, before)
 

@@ -122,11 +122,11 @@ def test_outputs_lose_widgets_and_have_their_links_changed():
     (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
     (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
     (f'{SITE}/plot.html#_every', '/plot.ipynb'), (f'{SITE}/demo.html#demo', '/demo.ipynb'),
-    (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/rooms/resume.file.html', '/rooms/resume.file.ipynb'),
+    (f'{SITE}/tutorials/a.html', '/tutorials/a.ipynb'), (f'{SITE}/inner/resume.file.html', '/inner/resume.file.ipynb'),
     (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'),
     ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
-    ('../03_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
-    ('rooms/resume.file.ipynb', 'rooms/resume.file.ipynb'),
+    ('../02_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
+    ('inner/resume.file.ipynb', 'inner/resume.file.ipynb'),
     ('../01_schedule.ipynb#onecycleplan', '#onecycleplan'),
     ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner'),
     ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'),
@@ -232,8 +232,8 @@ def test_page():
     assert out.cells[-1].source == 'x = 1' and out.cells[-1].cell_type == 'code'
 
 @pytest.fixture
-def room(tmp_path, monkeypatch):
-    "A module of an inner room, `lib/resume/file.py`, whose class grows by methods that are patched in."
+def internal(tmp_path, monkeypatch):
+    "A module in a folder, `lib/resume/file.py`, whose class grows by methods that are patched in."
     (tmp_path / 'lib/resume').mkdir(parents=True)
     (tmp_path / 'lib/resume/file.py').write_text(dedent('''
         from fastcore.basics import patch
@@ -254,12 +254,12 @@ def room(tmp_path, monkeypatch):
     yield import_module('lib.resume.file')
     for name in ('lib', 'lib.resume', 'lib.resume.file'): del sys.modules[name]
 
-def test_page_of_an_inner_room(room):
+def test_page_of_a_module_in_a_folder(internal):
     shown = [new_code_cell(f'show_doc({name})')
              for name in ('File', 'File.write', 'File.before_fit', 'File._sync', '_Hidden.seen')]
     nb = notebook(shown[0], new_markdown_cell('## Writing'), *shown[1:], page='resume.file.html')
-    assert api_sections(nb, 'lib') == {'File': {'File': room.File, 'File.read': room.File.read},
-                                       'File.write': {'File.write': room.File.write}}
+    assert api_sections(nb, 'lib') == {'File': {'File': internal.File, 'File.read': internal.File.read},
+                                       'File.write': {'File.write': internal.File.write}}
     assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing',
                                                       '### File.write']
 
@@ -284,18 +284,18 @@ def test_the_arguments_of_the_schedule_are_described_once_for_all(obj, own):
     assert all(row.split(' | ')[-1].strip('| ') and '<br>' not in row for row in rows(obj).values())
 
 def test_toctree(tmp_path):
-    for name in ('index', '10_b', '02_a', 'howto/c', 'howto/d', 'other/d', 'rooms/resume.file', 'rooms/arguments'):
+    for name in ('index', '10_b', '02_a', 'howto/c', 'howto/d', 'other/d', 'inner/resume.file', 'inner/arguments'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f'{name}.ipynb').touch()
     contents = ['index.ipynb', dict(section='How to', contents=['howto/d.ipynb', 'howto/c.ipynb']),
                 dict(section='None yet', contents='none/*.ipynb'), dict(section='API', contents='[0-9]*.ipynb'),
-                dict(section='Inner rooms', contents='rooms/*.ipynb')]
+                dict(section='Internal', contents='inner/*.ipynb')]
     text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
     trees = [tree.split('\n', 2)[2].split('\n\n') for tree in text.removesuffix('\n```').split('\n```\n\n')]
     assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/d\nhowto/c'],
                                                                      [':caption: API', 'a\nb'],
-                                                                     [':caption: Inner rooms',
-                                                                      'rooms/arguments\nrooms/resume.file']]
+                                                                     [':caption: Internal',
+                                                                      'inner/arguments\ninner/resume.file']]
 
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'

@@ -220,9 +220,9 @@ def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
 
 def test_code_next_to_an_import_fails_the_build(tmp_path):
-    cells = [mk_cell('#| default_exp room'), '## A part', mk_cell('#| export\ndef f(): return 1'),
+    cells = [mk_cell('#| default_exp sample'), '## A part', mk_cell('#| export\ndef f(): return 1'),
              mk_cell('import os\nx = f()')]
-    run = build(copy_tree(tmp_path), index=[], room=cells)
+    run = build(copy_tree(tmp_path), index=[], sample=cells)
     assert run.returncode != 0 and 'Found cells containing imports and other code' in run.stderr
 
 # In a browser
@@ -331,7 +331,7 @@ def test_page_in_a_browser(site, browser, name, width, mode):
     has_wide_tables = name == 'design.html' or (name, width) == ('benchmarks/what_looking_costs.html', 400)
     assert has_wide_tables or browser.scrolling == []
     assert browser.errors == [] and browser.requests == []
-    if width == 1280 and not name.startswith(('rooms/', 'design')): assert browser.wrapped_code == []
+    if width == 1280 and not name.startswith('design'): assert browser.wrapped_code == []
 
 @pytest.mark.parametrize('width', [700, 900, 1024, 1200, 1330, 1400, 1600])
 def test_layout_at_any_width(site, browser, width): assert browser.open(site / 'learner.html', width).overflow <= 0
