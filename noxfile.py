@@ -20,6 +20,7 @@ CORNERS = [
     nox.param('3.12', ['-e', '.[test]', 'torch==2.11.*', 'torchvision==0.26.*', 'fastai==2.8.7', 'fasttransform==0.0.2',
                        'plum-dispatch<2.10', 'fastcore==1.14.5'], id='fastcore-1'),
     nox.param('3.13', ['-e', '.[test]'], id='newest'),
+    nox.param('3.14', ['-e', '.[test]'], id='python-3.14'),   # not tried yet
 ]
 
 
