@@ -1,6 +1,6 @@
 """Check what was built, in an environment into which the wheel and nothing else was installed.
 
-`python check_release.py CHECKOUT [TAG]` raises an `AssertionError` that says what is wrong. `nox -s release` runs it."""
+`python check_release.py CHECKOUT [TAG]`, which `nox -s release` runs, raises an error that says what is wrong."""
 import re
 import subprocess
 import sys
@@ -30,7 +30,8 @@ def same(what, found, expected):
 def check_files(checkout, version):
     "Check that the sdist holds what git tracks, and the wheel the package and nothing else."
     ls = subprocess.run(['git', 'ls-files'], cwd=checkout, capture_output=True, text=True, check=True)
-    sdist, wheel = in_sdist(checkout / f'dist/{PACKAGE}-{version}.tar.gz'), in_wheel(checkout / f'dist/{PACKAGE}-{version}-py3-none-any.whl')
+    built = checkout / f'dist/{PACKAGE}-{version}'
+    sdist, wheel = in_sdist(f'{built}.tar.gz'), in_wheel(f'{built}-py3-none-any.whl')
     written = {f for f in sdist if f == 'PKG-INFO' or f.startswith(f'{PACKAGE}.egg-info/')}   # by setuptools
     same('files in the sdist', sdist - written, set(ls.stdout.splitlines()))
     about = {f for f in wheel if f.startswith(f'{PACKAGE}-{version}.dist-info/')}

@@ -1,4 +1,4 @@
-"""A save inside an epoch goes on in a thread: training does not wait for it, and the file holds the batch it was made at."""
+"""A save inside an epoch goes on in a thread: training doesn't wait, and the file holds the batch it was made at."""
 import os
 import signal
 from functools import partial
@@ -60,7 +60,7 @@ def test_holds_the_batch_it_was_saved_at(tmp_path, monkeypatch, name):
     assert_same(results(learn), expected)
 
 def train_and_die(path, when):
-    "Train, and kill this process in its first write in a thread: with half of the file written, before it is renamed, or after."
+    "Train, and kill this process in its first write in a thread: half-way, before the file is renamed, or after."
     replace = os.replace
     def replace_and_die(part, file):
         if current_thread() is main_thread(): return replace(part, file)
@@ -109,7 +109,8 @@ def test_an_error_is_a_warning_and_training_continues(tmp_path, monkeypatch):
     calm = learner(tmp_path)
     calm.fit_one_cycle(N_EPOCH, .05)
     expected, learn = results(calm), learner(tmp_path)
-    with pytest.warns(UserWarning, match="'run1' could not be saved at epoch 1, batch 4: No space left on device. Training continues"):
+    message = "'run1' could not be saved at epoch 1, batch 4: No space left on device. Training continues"
+    with pytest.warns(UserWarning, match=message):
         learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
     assert_same(results(learn), expected)
 
@@ -119,6 +120,7 @@ def test_an_error_in_the_last_save_is_told_after_an_interrupt(tmp_path, monkeypa
         if state['done']: raise OSError('No space left on device')
         write(path, state)
     monkeypatch.setattr(run, 'write_file', fail)
-    with pytest.warns(UserWarning, match='could not be saved at epoch 1, batch 4: No space'), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match='could not be saved at epoch 1, batch 4: No space'), \
+         pytest.raises(KeyboardInterrupt):
         learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(AT, KeyboardInterrupt),
                                         checkpoint=CycleCheckpoint('run1', every=AT))

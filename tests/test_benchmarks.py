@@ -22,18 +22,17 @@ def test_overhead(tmp_path):
     found = json.loads((tmp_path / 'o.json').read_text())
     rows = found['us_per_batch']
     assert set(rows) == {f'{opt}, {n} groups' for opt in ('Adam', 'AdamW') for n in (1, 10, 100)}
-    for row in rows.values():
-        assert {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own',
-                'floor own'} <= set(row)
+    columns = {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own', 'floor own'}
+    for row in rows.values(): assert columns <= set(row)
     assert set(found['loop']) == {'fastai fit_one_cycle', 'fit_one_cycle', 'fit'}
-    assert set(found['preview']) == {'plan',
-                                     'OneCycleLR loop'} and set(found['imports']) == {'fastai', 'onecycle_callback'}
+    assert set(found['preview']) == {'plan', 'OneCycleLR loop'}
+    assert set(found['imports']) == {'fastai', 'onecycle_callback'}
     assert 'own / OneCycleLR' in printed
 
 @pytest.mark.slow
-@pytest.mark.parametrize('args, shown', [(['--quick'], ['show, own curve', 'plot_sched', "torch's loop",
-                                                        'a million batches / a thousand']),
-                                         (['--train', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)
+@pytest.mark.parametrize('args, shown', [
+    (['--quick'], ['show, own curve', 'plot_sched', "torch's loop", 'a million batches / a thousand']),
+    (['--train', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)
 def test_scale(args, shown):
     printed = run_benchmark('scale.py', *args)
     assert all(words in printed for words in shown)
@@ -43,8 +42,8 @@ def test_saves(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     from saves import measure
     found = measure(2, n_recorded=10)
-    assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB',
-                           'torch.save MB'] and min(found.values()) > 0
+    assert list(found) == ['save', 'torch.save', 'flushed', 'stands still', 'copy', 'MB', 'torch.save MB']
+    assert min(found.values()) > 0
 
 @pytest.fixture(scope='module')
 def findings():
@@ -72,12 +71,12 @@ def test_a_mean_difference_has_the_interval_of_a_paired_t_test(findings):
     assert findings.interval(scores - other) == pytest.approx(((low + high) / 2, (high - low) / 2))
 
 def test_the_good_range_ends_between_the_lrs(findings):
-    "Seed 0: all but the ends. Seed 1: from 0.1 to 1 it loses nothing; on both sides it loses two points, so a point halfway there."
+    "Seed 0: all but the ends. Seed 1: nothing is lost from 0.1 to 1, two points on both sides, so one point halfway."
     scores = {0: [.5, .9, .9, .9, .5], 1: [.88, .88, .9, .9, .88]}
-    rows = [('default', lr, 12, seed, score) for seed in scores for lr,
-            score in zip([.001, .01, .1, 1., 10.], scores[seed])]
-    factors = findings.good_range(pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score']),
-                                  'default', 12)
+    rows = [('default', lr, 12, seed, score) for seed in scores
+            for lr, score in zip([.001, .01, .1, 1., 10.], scores[seed])]
+    frame = pd.DataFrame(rows, columns=['variant', 'max_lr', 'epochs', 'seed', 'score'])
+    factors = findings.good_range(frame, 'default', 12)
     assert factors[0] == pytest.approx(100 * 10**(2 * .01 / .4), rel=.02) and factors[1] == pytest.approx(100, rel=.02)
 
 TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
@@ -87,7 +86,8 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
     (TUTORIAL, 'a third of the best LR [lost {below:.1f} points]'),
     (TUTORIAL, '[gained up to {longer:.1f} points]'),
     (TUTORIAL, 'but lost {wrong:.1f} where labels are wrong'),
-    (TUTORIAL, '[{lower:.1f} points](../benchmarks/what_each_argument_buys.ipynb#final_div-how-low-the-cycle-ends) on average, {lowest:.1f} at most'),
+    (TUTORIAL, '[{lower:.1f} points](../benchmarks/what_each_argument_buys.ipynb#final_div-how-low-the-cycle-ends)'
+               ' on average, {lowest:.1f} at most'),
     (TUTORIAL, 'it ended [{again:.1f} points]'),
     (TUTORIAL, 'that [lost {stopped:.1f} points]'),
     ('index', 'the LRs within a point of the best reach {reach} times as far as with a constant LR'),

@@ -1,4 +1,4 @@
-"""A cycle that is interrupted and run again ends with the same bits; a file that does not belong to it is refused and left alone."""
+"""A cycle that is interrupted and run again ends with the same bits; a file that isn't its own is refused and kept."""
 import os
 from contextlib import ExitStack
 from functools import cache, partial

@@ -1,7 +1,7 @@
 """Other libraries' ways to train through fastai, each on a Learner with all its default callbacks.
 
-Libraries that can be installed alongside this package are tested in tests/clients. Here are the calls of others, as their own
-code and docs write them, and a package that replaces parts of `Recorder`."""
+Libraries that can be installed alongside this package are tested in tests/clients. Here are the calls of others, as
+their own code and docs write them, and a package that replaces parts of `Recorder`."""
 import subprocess
 import sys
 
@@ -150,7 +150,8 @@ matplotlib.use('Agg')
 import torch
 from fastai.basics import DataLoaders, Learner, nn
 ds = [(torch.ones(3), torch.ones(1))] * 96
-learn = Learner(DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0, device='cpu'), nn.Linear(3, 1), loss_func=nn.MSELoss())
+dls = DataLoaders.from_dsets(ds, ds, bs=8, num_workers=0, device='cpu')
+learn = Learner(dls, nn.Linear(3, 1), loss_func=nn.MSELoss())
 rec = learn.recorder
 for n in (2, 3):
     learn.fit_one_cycle(n, .1)

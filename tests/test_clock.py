@@ -1,6 +1,6 @@
-"""A cycle over a budget of time, by a clock that moves as the tests say: a second per training batch, three per validation.
+"""A cycle over a budget of time, by a clock that the tests move: a second per training batch, three per validation.
 
-The last batch is the one during which the budget runs out; its place is the end."""
+The last batch is the one during which the budget runs out; its position is the end."""
 from functools import partial
 
 import pytest
@@ -24,7 +24,7 @@ def time(monkeypatch):
 def seconds(learn): return [round(60 * m, 1) for m in learn.recorder.hps['minutes']]
 
 def as_planned(learn, plan):
-    "Check that each batch trained with the values of the plan at its time, and that the last one trained with those of the end."
+    "Check that each batch trained with the values of the plan at its time, and the last one with those of the end."
     hps = learn.recorder.hps
     lrs, moms = plan.at(plan.ticks(hps['minutes']))
     assert hps['lr'] == lrs[:, -1].tolist() and hps['mom'] == moms.tolist()
@@ -38,8 +38,8 @@ def test_every_batch_trains_with_the_plan_at_its_time(time, n_groups):
     plan = learn.preview_one_cycle(max_lr=slice(1e-3, .1), minutes=1)
     learn.fit_one_cycle(max_lr=slice(1e-3, .1), minutes=1, cbs=[Passes(time), spy])
     as_planned(learn, plan)
-    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59),
-                              60]     # not enough was left for a fifth epoch
+    # not enough was left for a fifth epoch
+    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59), 60]
     assert spy.seen_lrs == plan.at(plan.ticks(learn.recorder.hps['minutes']))[0].tolist()
     assert len(learn.recorder.values) == 4 and time.now == 1000 + 60 + 3
 
@@ -60,14 +60,15 @@ def test_a_machine_that_stalls_still_comes_down(time, at):
     passes = Passes(time, stalls={at: 20})
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=passes)
     as_planned(learn, learn.recorder.plan)
-    assert 59 <= passes.began[-1] and time.now <= 1000 + 60 + 20 + 1 + 3     # it neither gives up early nor stalls again
+    assert 59 <= passes.began[-1] and time.now <= 1000 + 60 + 20 + 1 + 3     # it doesn't give up, and stalls just once
 
 @pytest.mark.parametrize('epoch', [0, 1, 2])
 def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, valid_stalls={epoch: 60}))
     as_planned(learn, learn.recorder.plan)
-    assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
+    assert len(learn.recorder.values) == epoch + 2
+    assert learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
 
 @pytest.mark.parametrize('train, valid, n_batch', [
     (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1),
@@ -116,8 +117,8 @@ def test_preview_is_drawn_over_minutes():
     assert line.get_xdata()[[0, -1]].tolist() == [0, 30] and line.get_ydata()[[0, -1]] == pytest.approx(.1 / 25)
     assert line.get_ydata().max() == .1 and [text.get_text() for text in lr.texts] == ['0.1 at minute 9.0']
     assert plan.table.index.tolist() == [3. * i for i in range(11)] and '<table' in plan._repr_html_()
-    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1',
-                                                'mom'] and plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
+    assert plan.to_frame().columns.tolist() == ['minute', 'lr_0', 'lr_1', 'mom']
+    assert plan.to_frame().lr_1[[0, 300, 1000]].tolist() == [.004, .1, .004]
 
 def test_explore_has_no_slider_for_epochs():
     plan = learner().preview_one_cycle(max_lr=.1, minutes=30)
@@ -204,7 +205,7 @@ class FailsIn(Callback):
 @pytest.mark.parametrize('event, epoch, order',
                          [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
 def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, epoch, order):
-    "The second validation uses up what is left: one batch at the end follows, also if the crash is in between, and none after that."
+    "The second validation uses up what is left. One batch follows, also if the crash is in between, and no other."
     def passes(): return Passes(time, valid_stalls={1: 60})
     calm = timed(tmp_path / 'calm')
     calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes())

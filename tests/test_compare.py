@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.basics import Adam, Callback, DataLoader, DataLoaders, L, Learner, MSELossFlat, OptimWrapper, SGD, mse, ranger, set_seed
+from fastai.basics import (Adam, Callback, DataLoader, DataLoaders, L, Learner, MSELossFlat, OptimWrapper, SGD, mse,
+                           ranger, set_seed)
 from fastai.callback.core import CancelFitException, TrainEvalCallback
 from fastai.callback.fp16 import ModelToHalf
 from fastai.callback.hook import ActivationStats
@@ -20,7 +21,8 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Te
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from support.helpers import collab, dataset, frozen_state, language_model, learner as small_learner, tabular, text_classifier, throw
+from support.helpers import collab, dataset, frozen_state, language_model, tabular, text_classifier, throw
+from support.helpers import learner as small_learner
 from onecycle_callback import OneCycle
 from onecycle_callback.compare import LRComparison
 
@@ -60,8 +62,8 @@ def noisy(item): return item[0] + torch.rand(3) + random.random() + np.random.ra
 def learner(path='.', opt_func=Adam, cbs=None, trained=False):
     "A Learner with batch norm and dropout, and callbacks that remember; perhaps already trained, with gradients left."
     set_seed(0)
-    train, valid = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True,
-                              device='cpu'), DataLoader(items(8), bs=4, device='cpu')
+    train = DataLoader(items(4 * N_BATCH), bs=4, shuffle=True, device='cpu')
+    valid = DataLoader(items(8), bs=4, device='cpu')
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.2), nn.Linear(8, 1))
     learn = Learner(DataLoaders(train, valid, device='cpu'), model, loss_func=MSELossFlat(), opt_func=opt_func,
                     metrics=mse, path=path,
@@ -83,8 +85,7 @@ def content(value, seen):
     if isinstance(value, torch.Generator): return value.get_state().numpy().tobytes()
     if value is None or isinstance(value, (bool, int, float, str, bytes, type)): return value
     if isinstance(value, MethodType): return id(value.__self__), value.__name__
-    if isinstance(value, dict) and any(isinstance(k, torch.Tensor)
-                                       for k in value):     # what an optimizer knows of its parameters
+    if isinstance(value, dict) and any(isinstance(k, torch.Tensor) for k in value):     # an optimizer's, by parameter
         return {id(k): content(v, seen) for k, v in value.items() if isinstance(k, torch.Tensor) and v != {}}
     if isinstance(value, dict): return {k: content(v, seen) for k, v in value.items()}
     if isinstance(value, (list, tuple, L)): return [content(v, seen) for v in value]
@@ -232,8 +233,8 @@ def fresh(max_lr, cycle_len=1, opt_func=Adam, **kwargs):
     return list(learn.recorder.values[-1]), losses
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('kwargs', [{}, dict(cycle_len=2), dict(div_factor=2., pct_start=.5, final_div=100.,
-                                                                moms=False), dict(wd=.1, anneal='linear')], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(cycle_len=2), dict(wd=.1, anneal='linear'),
+                                    dict(div_factor=2., pct_start=.5, final_div=100., moms=False)], ids=str)
 @optimizers
 def test_each_cycle_is_that_of_a_new_learner(opt_func, kwargs):
     if 'wd' in kwargs and 'SGD' in str(opt_func): kwargs = kwargs | dict(wd=.01)
@@ -283,7 +284,8 @@ def test_parameter_groups():
     learn = small_learner(n_groups=2)
     compared = learn.compare_max_lr([.1, slice(.1), slice(.01, .1), (.02, .1)])
     assert compared.table.index.tolist() == [.1, 'slice(0.1)', 'slice(0.01, 0.1)', '(0.02, 0.1)']
-    assert len(set(compared.losses.iloc[-1])) == 3 and compared.losses['slice(0.1)'].equals(compared.losses['slice(0.01, 0.1)'])
+    assert len(set(compared.losses.iloc[-1])) == 3
+    assert compared.losses['slice(0.1)'].equals(compared.losses['slice(0.01, 0.1)'])
 
 def test_fastai_names():
     learn = small_learner()
@@ -450,8 +452,8 @@ def test_picture(compared):
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ['0.1', '1', '10 (diverged)', 'validation loss']
     curves = {line.get_label(): line for line in ax.lines}
-    assert curves['0.1'].get_ydata().tolist() == [2., 1., .5] and [curves[label].get_linestyle()
-                                                                   for label in labels[:3]] == ['-', '-', '--']
+    assert curves['0.1'].get_ydata().tolist() == [2., 1., .5]
+    assert [curves[label].get_linestyle() for label in labels[:3]] == ['-', '-', '--']
     points = [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() == 'o'
               and len(line.get_xdata())]
     assert points[:2] == [(3, .5), (3, .2)] and ax.get_ylim()[1] < 3 and ax.figure.get_size_inches().tolist() == [5, 3]

@@ -1,4 +1,4 @@
-"""Cycles of benchmarks/crash.py in separate processes: killed at batches and in saves that a seed sets, or disturbed otherwise."""
+"""Cycles of benchmarks/crash.py in separate processes: killed at batches and in saves drawn by a seed, or disturbed."""
 import sys
 
 import pytest
@@ -17,8 +17,8 @@ def figures(tmp_path_factory): return crash(1, seed=1, root=tmp_path_factory.mkt
 def test_killed_again_and_again(figures):
     counts = {k: v for k, v in figures.items() if isinstance(v, int)}
     inside = counts.pop('resumes_inside_an_epoch')
-    assert counts == dict(runs=1, kills=6, inside_a_save=4, resumes=6, torn_files=0,
-                          different_runs=0) and 0 < inside <= 6
+    assert counts == dict(runs=1, kills=6, inside_a_save=4, resumes=6, torn_files=0, different_runs=0)
+    assert 0 < inside <= 6
 
 @pytest.mark.parametrize('name', ['exception', 'interrupt'])
 def test_interrupted(figures, name):

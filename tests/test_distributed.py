@@ -43,21 +43,21 @@ def until_all_killed(folder, job):
     for process in processes: process.join(300)
     out, err = (out.read_text() for out in outs)
     codes = {process.exitcode for process in processes}
-    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL,
-                                                  1}, out + err     # 1 if it first misses the other one
+    # 1 if it misses the other one first
+    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err
     return out
 
 JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed',
-        'stream_resumed', 'timed_resumed', 'in_use',
-        'resumed', 'complete')
+        'stream_resumed', 'timed_resumed', 'in_use', 'resumed', 'complete')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    "Kill three cycles, one of them twice; then run all other jobs, one after the other, and return what each printed, and the results of each of its processes."
+    """Kill three cycles, one of them twice; then run all other jobs, one after the other.
+
+    Return what each printed, and the results of each of its processes."""
     folder = tmp_path_factory.mktemp('jobs')
-    printed = {job: kill(folder, job) for kill,
-               job in [(until_killed, 'one_killed'),
-                       *[(until_all_killed, job) for job in ('all_killed', 'stream_killed', 'timed_killed')]]}
+    printed = dict(one_killed=until_killed(folder, 'one_killed'))
+    for job in ('all_killed', 'stream_killed', 'timed_killed'): printed[job] = until_all_killed(folder, job)
     lock = RunLock(folder / 'in_use/models/run1.cycle')
     lock.acquire()
     try:
@@ -65,8 +65,8 @@ def runs(tmp_path_factory):
         out, err = process.communicate(timeout=300)
     finally: lock.release()
     assert process.returncode == 0, out + err
-    return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), {job: [torch.load(folder / f'{job}-{rank}.pt')
-                                                                              for rank in range(2)] for job in JOBS}
+    results = {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in JOBS}
+    return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), results
 
 @pytest.fixture(scope='module')
 def jobs(runs): return runs[1]
@@ -106,8 +106,8 @@ def test_a_share_without_a_batch_is_refused_everywhere(jobs):
 @pytest.mark.slow
 def test_alone_again_afterwards(jobs):
     for together, alone, loaders, model in jobs['after']:
-        assert (len(together['lr']), len(alone['lr'])) == (5,
-                                                           10) and loaders == ['DataLoader'] * 2 and model == 'Sequential'
+        assert (len(together['lr']), len(alone['lr'])) == (5, 10)
+        assert loaders == ['DataLoader'] * 2 and model == 'Sequential'
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['fastai', 'torch', 'torchdata', 'indexed'])
@@ -127,8 +127,8 @@ def test_each_process_trains_on_a_stream_of_its_own(jobs, name):
 def test_a_loader_with_an_index_is_dealt_out_in_each_pass(jobs):
     items = [[items for _, items in run['indexed']['items']] for run in jobs['streams']]
     for first in (0, 7):
-        assert sorted(sum(items[0][first:first + 7] + items[1][first:first + 7],
-                          [])) == sorted(x[0].item() for x, _ in dataset(56))
+        dealt = sum(items[0][first:first + 7] + items[1][first:first + 7], [])
+        assert sorted(dealt) == sorted(x[0].item() for x, _ in dataset(56))
 
 @pytest.mark.slow
 def test_a_validation_stream_is_refused_everywhere(jobs):
@@ -137,16 +137,18 @@ def test_a_validation_stream_is_refused_everywhere(jobs):
 
 @pytest.mark.slow
 def test_streams_resume_in_each_process(jobs):
-    assert jobs['stream_resumed'] == jobs['stream_uninterrupted']     # the items that each process trained on among the rest
+    "The items that each process trained on are compared too."
+    assert jobs['stream_resumed'] == jobs['stream_uninterrupted']
 
 def assert_timed(runs, seconds):
     "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
     first, second = runs
     for key in ('lrs', 'hps', 'weights', 'plan_lrs'): assert first[key] == second[key], key
-    assert [values[1:] for values in first['values']] == [values[1:]
-                                                          for values in second['values']]     # the losses on training data differ
+    valid, other_valid = ([values[1:] for values in run['values']] for run in runs)     # the training losses differ
+    assert valid == other_valid
     assert first['lrs'] == first['plan_lrs'] and first['lrs'][-1] == first['end'] == [.01 / 25]
-    assert seconds <= first['seconds'] <= seconds + .01 + .03 and second['seconds'] == pytest.approx(2 * first['seconds'])
+    assert seconds <= first['seconds'] <= seconds + .01 + .03
+    assert second['seconds'] == pytest.approx(2 * first['seconds'])
 
 @pytest.mark.slow
 def test_all_processes_use_the_clock_of_rank_0(jobs):
@@ -180,10 +182,10 @@ def test_bar_and_table_of_a_killed_cycle(printed):
     "Only rank 0 shows them: 15 batches were saved, then 30."
     first, second, last = printed['one_killed'], printed['all_killed'], printed['resumed'] + printed['complete']
     assert epochs_shown(first) == ['1/4', '2/4'] and rows(first) == [0]
-    assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0,
-                                                                       1] and bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
-    assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2,
-                                                                   3] and bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
+    assert epochs_shown(second) == ['2/4', '3/4'] and rows(second) == [0, 1]
+    assert bars(second)[:2] == [(2, 4, 0, 12), (2, 4, 4, 12)]
+    assert epochs_shown(last) == ['3/4', '4/4'] and rows(last) == [0, 1, 2, 3]
+    assert bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
     assert last.count('is complete') == 1
 
 @pytest.mark.slow
@@ -202,7 +204,8 @@ def test_main_job_refuses_once(tmp_path):
     process = start('-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     ours = [line for line in err.splitlines() if line.startswith('onecycle-demo: ')]
-    assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5') and 'exitcode  : 2' in err and out == ''
+    assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5')
+    assert 'exitcode  : 2' in err and out == ''
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fastai\'s own way is kept where there is a GPU')
 def test_work_around_is_active_without_a_gpu():
@@ -224,13 +227,14 @@ print(DistributedDL._broadcast is own)"""
 
 @pytest.fixture(scope='module')
 def in_an_interpreter():
-    "Return what a new interpreter prints: without accelerate, with fastai's own broadcast and no GPU, and where there is one."
+    "Return what a new interpreter prints: without accelerate, by fastai's own broadcast without a GPU, and with one."
     return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True,
                           check=True).stdout.splitlines()
 
 @pytest.mark.slow
 def test_accelerate_is_asked_for_by_name(in_an_interpreter):
-    assert in_an_interpreter[0] == "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
+    command = "pip install 'onecycle_callback[distributed]'"
+    assert in_an_interpreter[0] == f'training in several processes needs accelerate: {command}'
 
 @pytest.mark.slow
 def test_fastai_still_needs_a_gpu(in_an_interpreter):
@@ -252,8 +256,8 @@ class InCtx(DistributedTrainer):
     name = 'distributed_trainer'
     def __init__(self): pass
 
-LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL, partial=lambda items,
-               **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
+LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL,
+               partial=lambda items, **kwargs: PartialDL(items, partial_n=max(1, len(items) // 2), **kwargs),
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
 @pytest.mark.slow

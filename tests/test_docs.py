@@ -29,7 +29,8 @@ HEAD = new_raw_cell("---\ndescription: 'A line about `it`'\noutput-file: schedul
 def same(text): return text
 
 def test_options_are_yaml_and_leave_the_source():
-    assert options("#| echo: false\n#| fig-alt: 'Rises: falls'\nx = 1\n#| not: this\n") == ({'echo': False, 'fig-alt': 'Rises: falls'}, 'x = 1\n#| not: this')
+    found, source = options("#| echo: false\n#| fig-alt: 'Rises: falls'\nx = 1\n#| not: this\n")
+    assert found == {'echo': False, 'fig-alt': 'Rises: falls'} and source == 'x = 1\n#| not: this'
     assert options('x = 1') == ({}, 'x = 1')
     assert options('#| echo: false') == ({'echo': False}, '')
 
@@ -68,8 +69,8 @@ def test_another_picture_stays_whole(columns, width): assert len(halves(panels(*
 
 def test_the_halves_of_a_picture_become_cells_which_say_what_is_in_them():
     first, *parts = code_cells(plotted(panels((.1, .45), (.55, .9))), same)
-    assert first.source == 'plot()' and first.outputs == [] and [cell.metadata.mystnb.image.alt
-                                                                 for cell in parts] == ['A line', 'A point']
+    assert first.source == 'plot()' and first.outputs == []
+    assert [cell.metadata.mystnb.image.alt for cell in parts] == ['A line', 'A point']
     assert all(set(cell.metadata.tags) == {'remove-input', 'half'}
                and b64decode(cell.outputs[0].data['image/png'])[1:4] == b'PNG' for cell in parts)
     assert len(code_cells(plotted(panels((.1, .45), (.55, .9)), '#| echo: false\nplot()'), same)) == 2
@@ -80,18 +81,21 @@ def test_the_halves_of_a_picture_become_cells_which_say_what_is_in_them():
 def test_a_picture_in_html_is_cut_too():
     png = panels((.1, .45), (.55, .9))
     html = with_halves(f'<p>x</p><img alt="LR and momentum" src="data:image/png;base64,{png}"/>')
-    assert html.count('<img class="half"') == 2 and 'alt="LR and momentum, on the right"' in html and html.startswith('<p>x</p>')
+    assert html.count('<img class="half"') == 2 and html.startswith('<p>x</p>')
+    assert 'alt="LR and momentum, on the right"' in html
     one = f'<img alt="LR" src="data:image/png;base64,{panels((.1, .9))}"/>'
     assert with_halves(one) == one
 
 def test_a_description_in_two_halves():
-    assert alts('Left: a line. It rises. Right: a point') == ['A line. It rises',
-                                                              'A point'] and alts('Two') == ['Two, on the left', 'Two, on the right']
+    assert alts('Left: a line. It rises. Right: a point') == ['A line. It rises', 'A point']
+    assert alts('Two') == ['Two, on the left', 'Two, on the right']
 
 def test_a_data_frame_has_one_row_of_names():
-    two = '<tr style="a"><th></th><th>lr</th><th>mom</th></tr><tr><th>epoch</th><th></th><th></th></tr><tr><th>0</th><td>1</td></tr>'
-    assert one_header(two) == '<tr style="a"><th>epoch</th><th>lr</th><th>mom</th></tr><tr><th>0</th><td>1</td></tr>'
-    assert one_header('<tr><th></th><th>lr</th></tr><tr><th>0</th><td>1</td></tr>') == '<tr><th></th><th>lr</th></tr><tr><th>0</th><td>1</td></tr>'
+    row = '<tr><th>0</th><td>1</td></tr>'
+    two = '<tr style="a"><th></th><th>lr</th><th>mom</th></tr><tr><th>epoch</th><th></th><th></th></tr>'
+    assert one_header(two + row) == f'<tr style="a"><th>epoch</th><th>lr</th><th>mom</th></tr>{row}'
+    one = f'<tr><th></th><th>lr</th></tr>{row}'
+    assert one_header(one) == one
 
 @pytest.mark.parametrize('page, names, code', [
     ('learner', ['Learner.fit_one_cycle'], 'import onecycle_callback'),
@@ -135,18 +139,20 @@ def test_links(url, local):
     assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot', 'demo'}) == local
 
 def test_markdown_outside_of_code():
-    text = f'[a]({SITE}/a.html) and [b](02_plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
-    assert markdown(text, SITE, set()) == f'[a](/a.ipynb) and [b](plot.ipynb)\n```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
+    code = f'```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n[c](x.png)'
+    text = f'[a]({SITE}/a.html) and [b](02_plot.ipynb)\n{code}'
+    assert markdown(text, SITE, set()) == f'[a](/a.ipynb) and [b](plot.ipynb)\n{code}'
 
 def test_callouts():
     assert markdown('a\n\n::: {.callout-tip}\nDo it.\n:::\n', SITE, set()) == 'a\n\n:::{tip}\nDo it.\n:::\n'
-    assert markdown('::: {.callout-note}\n## Why\nSo.\n:::', SITE,
-                    set()) == ':::{admonition} Why\n:class: note\n\nSo.\n:::'
+    titled = markdown('::: {.callout-note}\n## Why\nSo.\n:::', SITE, set())
+    assert titled == ':::{admonition} Why\n:class: note\n\nSo.\n:::'
     with pytest.raises(ValueError, match='a ::: block must be a callout, got ::: {.column}'):
         markdown('::: {.column}\na\n:::', SITE, set())
 
 def test_which_cell_shows_a_name():
-    assert shown_name(new_code_cell('#| echo: false\n#| output: asis\nshow_doc(OneCyclePlan.plot)')) == 'OneCyclePlan.plot'
+    cell = new_code_cell('#| echo: false\n#| output: asis\nshow_doc(OneCyclePlan.plot)')
+    assert shown_name(cell) == 'OneCyclePlan.plot'
     assert shown_name(new_code_cell('x = show_doc')) is None and shown_name(new_markdown_cell('show_doc(a)')) is None
 
 def test_members_are_public_documented_and_no_events():
@@ -180,8 +186,8 @@ def call(name, obj): return signature(name, obj, show_doc(obj))
 
 @pytest.mark.parametrize('name, obj, wanted', [
     ('plain', plain, 'plain(x, y:int=1)'), ('Sample.size', Sample.size, 'Sample.size: int'),
-    ('Sample.take', Sample.take, 'Sample.take(\n    first:int,\n    by_name:str | None=None,\n    *,\n    a_rather_long_argument:float=0.5,\n'
-                                 '    one_more_long_argument:bool=False\n) -> Module')])
+    ('Sample.take', Sample.take, 'Sample.take(\n    first:int,\n    by_name:str | None=None,\n    *,\n'
+     '    a_rather_long_argument:float=0.5,\n    one_more_long_argument:bool=False\n) -> Module')])
 def test_signatures(name, obj, wanted): assert call(name, obj) == wanted
 
 def test_a_long_signature_fits_the_column():
@@ -192,9 +198,11 @@ def test_a_long_signature_fits_the_column():
 
 def test_section_of_a_method():
     text = api_section('Sample.take', Sample.take, SITE, {'onecycle'}, 3).source
-    assert text.startswith('<div id="sample.take"></div>\n\n(sample.take)=\n\n### Sample.take\n\n```python\nSample.take(')
+    head = '<div id="sample.take"></div>\n\n(sample.take)=\n\n### Sample.take\n\n```python\nSample.take('
+    assert text.startswith(head)
     assert '\n\nTake some of it, as [`OneCycle`](' in text
-    assert '| `first` | int |  | The first one |' in text and '| `by_name` | str \\| None | None | Which name; see [`OneCycle`](' in text
+    assert '| `first` | int |  | The first one |' in text
+    assert '| `by_name` | str \\| None | None | Which name; see [`OneCycle`](' in text
 
 def test_section_of_a_property_has_no_table():
     text = api_section('Sample.size', Sample.size, SITE, set(), 4).source
@@ -202,8 +210,8 @@ def test_section_of_a_property_has_no_table():
 
 def test_section_of_a_class_needs_no_anchor_of_its_own():
     assert '<div' not in api_section('OneCyclePlan', OneCyclePlan, SITE, set(), 3).source
-    assert '| `anneal` | str \\| tuple \\| Callable |' in api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(),
-                                                                      3).source
+    text = api_section('OneCycleSchedule', OneCycleSchedule, SITE, set(), 3).source
+    assert '| `anneal` | str \\| tuple \\| Callable |' in text
 
 def test_section_leads_to_its_source():
     text = api_section('Learner.fine_tune', Learner.fine_tune, SITE, set(), 3).source
@@ -260,8 +268,8 @@ def test_page_of_a_module_in_a_folder(internal):
     nb = notebook(shown[0], new_markdown_cell('## Writing'), *shown[1:], page='resume.file.html')
     assert api_sections(nb, 'lib') == {'File': {'File': internal.File, 'File.read': internal.File.read},
                                        'File.write': {'File.write': internal.File.write}}
-    assert headings(page(nb, 'lib', SITE, set())) == ['# schedule', '### File', '#### File.read', '## Writing',
-                                                      '### File.write']
+    found = headings(page(nb, 'lib', SITE, set()))
+    assert found == ['# schedule', '### File', '#### File.read', '## Writing', '### File.write']
 
 def rows(obj):
     "The rows of the parameter table of `obj`, `{name: row}`."
@@ -274,7 +282,8 @@ def test_types_are_short():
 
 def test_fine_tune_shows_all_that_fit_one_cycle_takes():
     other = {'cycle_len', 'max_lr', 'div_factor', 'minutes'}     # it has epochs, base_lr and div, and takes no time
-    assert set(rows(Learner.fit_one_cycle)) - other == set(rows(Learner.fine_tune)) - {'epochs', 'base_lr', 'freeze_epochs', 'lr_mult', 'div'}
+    own = {'epochs', 'base_lr', 'freeze_epochs', 'lr_mult', 'div'}
+    assert set(rows(Learner.fit_one_cycle)) - other == set(rows(Learner.fine_tune)) - own
 
 @pytest.mark.parametrize('obj, own', [(OneCycle, []), (Learner.fit_one_cycle, []), (Learner.preview_one_cycle, []),
                                       (Learner.fine_tune, ['max_lr', 'div_factor', 'pct_start', 'final_div'])])
@@ -292,10 +301,9 @@ def test_toctree(tmp_path):
                 dict(section='Internal', contents='inner/*.ipynb')]
     text = toctree(dict(website=dict(sidebar=dict(contents=contents))), tmp_path)
     trees = [tree.split('\n', 2)[2].split('\n\n') for tree in text.removesuffix('\n```').split('\n```\n\n')]
-    assert text.startswith('```{toctree}\n:hidden:\n') and trees == [[':caption: How to', 'howto/d\nhowto/c'],
-                                                                     [':caption: API', 'a\nb'],
-                                                                     [':caption: Internal',
-                                                                      'inner/arguments\ninner/resume.file']]
+    assert text.startswith('```{toctree}\n:hidden:\n')
+    assert trees == [[':caption: How to', 'howto/d\nhowto/c'], [':caption: API', 'a\nb'],
+                     [':caption: Internal', 'inner/arguments\ninner/resume.file']]
 
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'
@@ -308,9 +316,12 @@ def test_readme():
     before = nbformat.writes(nb)
     text, pictures = readme(nb, SITE, 'https://example.com/main')
     assert nbformat.writes(nb) == before
-    assert f'\n# schedule\n\n> A line about `it`\n\n[Documentation]({SITE})\n\n' in text and text.startswith('<!-- Made from nbs/index.ipynb')
-    assert 'secret' not in text and 'style' not in text and WARNING not in text and '<table></table>' in text and 'plot()' in text
-    assert '![A line](https://example.com/main/docs/images/readme_0.png)' in text and text.index('![A line]') < text.index('Before.')
+    assert text.startswith('<!-- Made from nbs/index.ipynb')
+    assert f'\n# schedule\n\n> A line about `it`\n\n[Documentation]({SITE})\n\n' in text
+    assert '<table></table>' in text and 'plot()' in text
+    assert not [hidden for hidden in ('secret', 'style', WARNING) if hidden in text]
+    assert '![A line](https://example.com/main/docs/images/readme_0.png)' in text
+    assert text.index('![A line]') < text.index('Before.')
     assert list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'
     assert f'[the plan]({SITE}/schedule.html#a) and [that](https://example.com/a.html)' in text
 

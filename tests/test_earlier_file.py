@@ -1,6 +1,7 @@
 """A checkpoint that version 0.1.0 wrote is resumed, and ends with the bits of an uninterrupted run.
 
-The file was written on another machine, so the training is exact arithmetic on any: sums of short binary fractions, never rounded."""
+The file was written on another machine, so the training is exact arithmetic on any: sums of short binary fractions,
+never rounded."""
 import random
 import shutil
 from functools import partial

@@ -1,4 +1,4 @@
-"""The controls of `OneCyclePlan.explore`: moved by a program, the page read back and compared with plans made by hand."""
+"""The controls of `OneCyclePlan.explore`: moved by a program, and the page compared with plans made by hand."""
 import re
 import subprocess
 import sys
@@ -106,9 +106,10 @@ def test_each_control_moves_what_it_says(drawn, moved, schedule, n_epoch):
     explorer.move(**moved)
     wanted = OneCycleSchedule(**dict(max_lr=.1) | schedule).plan(n_epoch, 8)
     assert explorer.schedule == wanted.schedule and explorer.call['cycle_len'] == n_epoch
-    assert len(drawn) == 1 + len(moved) and (drawn[-1]['lr'] == wanted.lrs).all() and (drawn[-1]['mom'] == wanted.moms).all()
-    assert explorer.table.shape == (n_epoch,
-                                    4) and explorer.table == pytest.approx(first_and_last(wanted), rel=1e-5, abs=1e-6)
+    assert len(drawn) == 1 + len(moved)
+    assert (drawn[-1]['lr'] == wanted.lrs).all() and (drawn[-1]['mom'] == wanted.moms).all()
+    assert explorer.table.shape == (n_epoch, 4)
+    assert explorer.table == pytest.approx(first_and_last(wanted), rel=1e-5, abs=1e-6)
     assert explorer.picture.shape == before.shape and (explorer.picture != before).any()
 
 def test_the_end_can_be_given_and_left_to_the_start_again():
@@ -253,5 +254,7 @@ def test_says_what_to_install_where_ipywidgets_is_missing(monkeypatch):
 
 @pytest.mark.slow
 def test_importing_the_package_does_not_import_ipywidgets():
-    code = 'import sys, onecycle_callback; assert hasattr(onecycle_callback.OneCyclePlan, "explore"); print("ipywidgets" in sys.modules)'
+    code = '''import sys, onecycle_callback
+assert hasattr(onecycle_callback.OneCyclePlan, "explore")
+print("ipywidgets" in sys.modules)'''
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'False\n'

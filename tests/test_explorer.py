@@ -43,7 +43,8 @@ class Explorer:
 
     def js(self, code, *arguments):
         "Return what a script returns; `root` is the explorer, and `all` finds elements in it."
-        names = "const root = document.querySelector('.onecycle-explorer'), all = css => [...root.querySelectorAll(css)];"
+        names = """const root = document.querySelector('.onecycle-explorer');
+                   const all = css => [...root.querySelectorAll(css)];"""
         return self.driver.execute_script(names + code, *arguments)
 
     def find(self, css): return self.driver.find_element(By.CSS_SELECTOR, f'.onecycle-explorer {css}')

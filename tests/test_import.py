@@ -1,4 +1,4 @@
-"""What importing does, each case in a separate process: any order of imports, and Learners loaded without this package."""
+"""What importing does, each case in a separate process: any order of imports, Learners loaded without this package."""
 import json
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def fine_tuned(learn):
 
 @pytest.fixture(scope='module')
 def apart(tmp_path_factory):
-    "Export a Learner; return it, its record where this package isn't installed, and what fastai's `fine_tune` uses there."
+    "Export a Learner; return it, and its record and what fastai's `fine_tune` uses where this package isn't installed."
     path = tmp_path_factory.mktemp('exported')
     learn = collab(path)[0]
     learn.fit_one_cycle(1)

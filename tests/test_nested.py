@@ -1,4 +1,4 @@
-"""What callbacks do with the Learner in between: validate, predict, train, copy, export. Only the cycle's own fit counts."""
+"""What callbacks do with the Learner in a cycle: validate, predict, train, copy, export. Only its own fit counts."""
 import copy
 import pickle
 import subprocess
@@ -13,8 +13,9 @@ import torch
 from fastai.basics import Callback, Datasets, Learner
 from torch import nn
 
+from support import interrupted
 from support.helpers import Spy, learner, tabular
-from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, learner as interrupted_learner, results, rows
+from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, results, rows
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -64,8 +65,8 @@ def test_the_cycle_trains_and_records_every_batch(fit, event, act):
     plan = learn.preview_one_cycle(3, .1)
     fit(learn, [cb, spy])
     assert spy.places == [(epoch, i) for epoch in range(3) for i in range(12)]
-    assert [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist() and [mom for mom,
-                                                                        in spy.seen_moms] == plan.moms.tolist()
+    assert [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist()
+    assert [mom for mom, in spy.seen_moms] == plan.moms.tolist()
     assert learn.recorder.hps == dict(lr=plan.lrs[:, 0].tolist(), mom=plan.moms.tolist())
     assert learn.recorder.plan == plan and learn.recorder.starts == {0: 0, 1: 12, 2: 24}
     assert learn.opt.hypers[0]['mom'] == .9 and learn.train_iter == 36
@@ -86,7 +87,7 @@ def test_bar_and_table(capsys, event, act):
 @pytest.mark.parametrize('every', [None, 7])
 def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, event, act, every):
     def fit(cbs=(), folder=tmp_path, **kwargs):
-        learn = interrupted_learner(folder)
+        learn = interrupted.learner(folder)
         learn.fit_one_cycle(N_EPOCH, .05, cbs=[Nested(event, act), *cbs], **kwargs)
         return results(learn)
     keep = dict(checkpoint=CycleCheckpoint('run1', every=every))
@@ -157,8 +158,8 @@ def with_checkpoint(learn, cbs):
         learn.path = Path(folder)
         learn.fit_one_cycle(3, .1, cbs=cbs, checkpoint='run1')
 EXPORTED = {'fit_one_cycle': lambda learn, cbs: learn.fit_one_cycle(3, .1, cbs=cbs), 'checkpoint': with_checkpoint,
-            'part': lambda learn, cbs: learn.fit_one_cycle(5, .1, cbs=cbs, stop_epoch=3), 'OneCycle': lambda learn,
-            cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])}
+            'part': lambda learn, cbs: learn.fit_one_cycle(5, .1, cbs=cbs, stop_epoch=3),
+            'OneCycle': lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])}
 exported = pytest.mark.parametrize('fit', EXPORTED.values(), ids=EXPORTED)
 
 @copies
@@ -196,7 +197,8 @@ learn = load_learner(path)
 n = len(learn.get_preds(dl=dl)[0])
 learn.dls = DataLoaders(dl, dl)
 learn.fit_one_cycle(2)
-print(f"\\npredicted {n}, trained {len(learn.recorder.hps['lr'])}, {'with' if 'onecycle_callback' in sys.modules else 'without'}")"""
+n_trained = len(learn.recorder.hps['lr'])
+print(f"\\npredicted {n}, trained {n_trained}, {'with' if 'onecycle_callback' in sys.modules else 'without'}")"""
 
 @pytest.mark.slow
 @exported

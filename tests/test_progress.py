@@ -44,7 +44,7 @@ def test_resume_inside_an_epoch(tmp_path, capsys):
 
 @pytest.mark.parametrize('every', [None, 7])
 def test_resume_in_a_late_epoch(tmp_path, capsys, every):
-    "fastprogress skips updates of a bar that seems to be very fast; the epochs of an earlier process are no sign of that."
+    "fastprogress skips updates of a fast bar; the epochs that an earlier process trained must not make it seem one."
     def fit(cbs=None):
         interrupted.learner(tmp_path).fit_one_cycle(12, .1, cbs=cbs, checkpoint=CycleCheckpoint('run1', every=every))
     with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(8 * interrupted.N_BATCH + 6))
@@ -102,8 +102,8 @@ def test_graph(tmp_path, monkeypatch, every):
         learner(tmp_path, cbs=[ShowGraphCallback(), Interrupt(2 * N_BATCH + 15)]).fit_one_cycle(N_EPOCH, .1, **keep)
     assert graphs == expected[:2]
     graphs.clear()
-    learner(tmp_path, cbs=ShowGraphCallback()).fit_one_cycle(N_EPOCH, .1,
-                                                             checkpoint=CycleCheckpoint('run1', every=every))
+    learn = learner(tmp_path, cbs=ShowGraphCallback())
+    learn.fit_one_cycle(N_EPOCH, .1, checkpoint=CycleCheckpoint('run1', every=every))
     assert graphs == expected[2:]
 
 def test_csv_log(tmp_path):

@@ -1,4 +1,4 @@
-"""What a Learner holds besides weights survives a crash: loaders with a memory, the loss function, aliases, lazily made models."""
+"""What a Learner holds besides weights survives a crash: loaders with state, loss functions, aliases, lazy models."""
 import datetime
 import operator
 import random
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, MSELossFlat, accuracy, set_seed
+from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, MSELossFlat,
+                           accuracy, set_seed)
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import OptimWrapper
 from fastai.text.data import LMDataLoader
@@ -37,7 +38,7 @@ def outcome(learn, seen=lambda learn: None):
 
 def check(make, path, cbs=lambda: [], at=30, every=7, seen=lambda learn: None, n_epoch=N_EPOCH,
           in_the_same_learner=False):
-    "Check that a cycle interrupted after batch `at` ends with the bits of an uninterrupted one, and return its Learner."
+    "Check that a cycle interrupted after batch `at` ends with the bits of an uninterrupted one; return its Learner."
     calm = make(path)
     fit(calm, cbs(), n_epoch=n_epoch)
     expected = outcome(calm, seen)
@@ -92,8 +93,8 @@ class Batches(torch.utils.data.BatchSampler):
 
 def with_sampler(path, batch_sampler=False, workers=0):
     learn, data = learner(path), items(4 * N_BATCH - 2)
-    kwargs = dict(batch_sampler=Batches(Rotating(data), 4,
-                                        False)) if batch_sampler else dict(sampler=Rotating(data), batch_size=4)
+    sampler = Rotating(data)
+    kwargs = dict(batch_sampler=Batches(sampler, 4, False)) if batch_sampler else dict(sampler=sampler, batch_size=4)
     learn.dls.loaders[0] = torch.utils.data.DataLoader(data, num_workers=workers, **kwargs)
     return learn
 
@@ -219,23 +220,22 @@ class Odds(Callback):
         self.slotted = Slotted()
         self.slotted.x, self.slotted.y = n, [n]
         self.by_parameter = {p: i for i, p in enumerate(self.model.parameters())}
-        self.when, self.color, self.exact = datetime.datetime(2026, 1, 1, 0, 0,
-                                                              n % 60), Color(1 + n % 2), Decimal(n) / 7
-        self.dtype, self.np_dtype, self.path, self.where = torch.float16, np.dtype('>f4'), Path(str(n)), torch.device('cpu')
+        self.when = datetime.datetime(2026, 1, 1, 0, 0, n % 60)
+        self.color, self.exact = Color(1 + n % 2), Decimal(n) / 7
+        self.dtype, self.np_dtype = torch.float16, np.dtype('>f4')
+        self.path, self.where = Path(str(n)), torch.device('cpu')
         self.big, self.long, self.swapped = 3 ** (700 + n), np.longdouble(n) / 3, np.array([n], '>i2')
         self.days, self.text, self.single = np.array(['2026-01-01'], 'M8[D]'), np.array(['a', 'bc']), np.float32(n) / 3
         self.ordered, self.frozen, self.sparse = OrderedDict(b=n, a=1), frozenset([n]), torch.eye(3).to_sparse() * n
         self.op = partial(operator.add, n)
 
 def odd_values(odds):
-    values = {k: v for k, v in vars(odds).items() if k not in ('_learn', 'learn', 'generators', 'by_parameter',
-                                                               'itself', 'sparse', 'op')} | dict(op=odds.op(1))
-    values |= dict(point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y),
-                   itself=odds.itself[1:],
-                   last=(odds.last.maxlen, list(odds.last)), n=dict(odds.n), when=odds.when.isoformat(),
-                   sparse=odds.sparse.to_dense(),
-                   swapped=odds.swapped.tolist(), days=str(odds.days), text=odds.text.tolist(), long=repr(odds.long))
-    return values
+    left_out = ('_learn', 'learn', 'generators', 'by_parameter')
+    return {k: v for k, v in vars(odds).items() if k not in left_out} | dict(
+        point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y),
+        itself=odds.itself[1:], last=(odds.last.maxlen, list(odds.last)), n=dict(odds.n), op=odds.op(1),
+        when=odds.when.isoformat(), sparse=odds.sparse.to_dense(), swapped=odds.swapped.tolist(),
+        days=str(odds.days), text=odds.text.tolist(), long=repr(odds.long))
 
 @PLACES
 def test_values_of_many_types(tmp_path, every, at):
@@ -248,8 +248,7 @@ def test_values_of_many_types(tmp_path, every, at):
     assert_same(odd_values(again), odd_values(calm))
     assert again.alias is again.both and again.itself[0] is again.itself[0][0] and isinstance(again.n, defaultdict)
     assert [*again.by_parameter] == [*again.model.parameters()] if again.learn else True
-    assert (again.swapped.dtype, again.days.dtype, again.text.dtype) == (calm.swapped.dtype, calm.days.dtype,
-                                                                         calm.text.dtype)
+    for name in ('swapped', 'days', 'text'): assert getattr(again, name).dtype == getattr(calm, name).dtype, name
 
 def test_parameters_as_keys(tmp_path):
     class Keys(Callback):

@@ -363,7 +363,8 @@ def test_another_run_is_refused(complete, make, why):
 
 def test_a_complete_run_says_since_when(complete, capsys):
     learner(complete).fit_one_cycle(**CALL)
-    assert "is complete, since 2026-01-31 14:05: its weights are loaded and nothing is trained" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'is complete, since 2026-01-31 14:05: its weights are loaded and nothing is trained' in out
 
 @pytest.mark.parametrize('first, second, why', [
     (dict(freeze_epochs=1), dict(freeze_epochs=0),
@@ -402,7 +403,8 @@ def test_another_number_of_workers_is_noted_before_training(tmp_path):
     seen = []
     class Look(Callback):
         def before_fit(self): seen.append(len(caught))
-    with pytest.warns(UserWarning, match=r"'run1': the data loaders had \[0, 0\] workers .* and have \[1, 0\] now. Random numbers") as caught:
+    message = r"'run1': the data loaders had \[0, 0\] workers .* and have \[1, 0\] now. Random numbers"
+    with pytest.warns(UserWarning, match=message) as caught:
         fit(tmp_path, cbs=Look(), make=partial(learner, workers=1))
     assert seen[0] >= 1
 

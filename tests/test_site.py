@@ -1,4 +1,4 @@
-"""The built site: every page and public name is there, links lead somewhere, pictures are described, and a real browser can show it."""
+"""The built site: every page and public name is there, links work, pictures are described, and a browser shows it."""
 import importlib
 import inspect
 import json
@@ -39,18 +39,18 @@ def test_every_notebook_is_a_page_in_the_contents(pages):
     assert set(NOTEBOOKS) <= set(pages) and set(NOTEBOOKS) == listed
 
 def test_titles_and_descriptions(pages):
-    "What a search engine shows: a title with the version, and a line about each page, both different from page to page."
+    "A search engine shows a title with the version, and a line about the page; both differ from page to page."
     written = {name: page for name, page in pages.items() if name in NOTEBOOKS}
     titles = {page.title.text for page in written.values()}
     descriptions = {(page.select_one('meta[name=description]') or {}).get('content') for page in written.values()}
-    assert len(titles) == len(written) and all(title.endswith(f'onecycle_callback {onecycle_callback.__version__}')
-                                               for title in titles)
-    assert len(descriptions) == len(written) and all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '')
-                                                     for text in descriptions)
+    version = f'onecycle_callback {onecycle_callback.__version__}'
+    assert len(titles) == len(written) and all(title.endswith(version) for title in titles)
+    assert len(descriptions) == len(written)
+    assert all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '') for text in descriptions)
 
 def test_version_is_shown(pages):
-    assert {page.select_one('.sidebar-brand-text').text
-            for page in pages.values()} == {f'onecycle_callback {onecycle_callback.__version__}'}
+    shown = {page.select_one('.sidebar-brand-text').text for page in pages.values()}
+    assert shown == {f'onecycle_callback {onecycle_callback.__version__}'}
 
 def test_two_hyphens_stay_two(pages):
     "`--cycle_len` is an option; with a dash, it can't be copied."
@@ -91,8 +91,8 @@ def public_api():
     "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
     modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.')
                if not m.name.rpartition('.')[2].startswith('_')]
-    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name,
-               symbols in importlib.import_module(f'{LIB}._modidx').d['syms'].items()}
+    syms = importlib.import_module(f'{LIB}._modidx').d['syms']
+    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name, symbols in syms.items()}
     assert set(page_of) <= {m.__name__ for m in modules}
     found = {}
     def add(obj, name=None):
@@ -115,15 +115,14 @@ def public_api():
 
 def test_the_names_that_must_be_found_are():
     names = {'learner.html#learner.fit_one_cycle', 'learner.html#learner.preview_one_cycle',
-             'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr',
-             'recorder.html#recorder.plot_sched', 'callback.html#onecycle', 'schedule.html#onecycleschedule',
-             'schedule.html#onecycleschedule.plan',
+             'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr', 'recorder.html#recorder.plot_sched',
+             'callback.html#onecycle', 'schedule.html#onecycleschedule', 'schedule.html#onecycleschedule.plan',
              'schedule.html#anneal_cos', 'demo.html#main',
              *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
     assert names <= set(public_api())
 
 def parameters(obj):
-    "Return the names of the parameters of `obj` that it must describe: not those of a constructor that a class inherits, nor `_`."
+    "Return the parameters that `obj` must describe: not those of a constructor that a class inherits, nor `_`."
     if isinstance(obj, type) and not {'__init__', '__new__'} & vars(obj).keys(): return []
     return [p for p in inspect.signature(obj).parameters if p not in ('self', '_')]
 
@@ -149,8 +148,8 @@ def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
          if c.text == 'pct_start').string = 'pct'
     api = public_api()
     before = missing_from(pages, api)
-    assert [m for m in missing_from(cut, api) if m not in before] == ['learner.html#learner.fit_one_cycle(pct_start)',
-                                                                      'learner.html#learner.fine_tune']
+    assert [m for m in missing_from(cut, api) if m not in before] == [
+        'learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
 
 # Links and pictures
 
@@ -176,10 +175,10 @@ def test_links_and_anchors(pages, site): assert broken_links(pages, site) == []
 
 def test_a_broken_link_is_seen(pages, site):
     links = ['gone.html', 'schedule.html#gone', '#gone', 'schedule.html#onecycleplan']
-    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>'
-                                 for url in links) + '<script src="https://example.com/a.js"></script><a href="https://example.com">x</a>', 'html.parser')
-    assert [url for name, url in broken_links(pages | {'new.html': page}, site)
-            if name == 'new.html'] == [*links[:3], 'https://example.com/a.js']
+    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in [*links, 'https://example.com'])
+                         + '<script src="https://example.com/a.js"></script>', 'html.parser')
+    found = [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html']
+    assert found == [*links[:3], 'https://example.com/a.js']
 
 def test_code_can_be_copied(pages):
     for name, page in pages.items(): assert bool(page.select('script[src*=copybutton]')) or name == 'search.html'
@@ -190,7 +189,8 @@ def undescribed(page):
 def test_pictures_have_alternative_text(pages):
     assert [(name, img) for name, page in pages.items() for img in undescribed(page)] == []
     assert sum(len(page.select('article img')) for page in pages.values()) >= 5
-    assert len(undescribed(BeautifulSoup('<article><img src="a"/><img alt="_images/a.png"/><img alt="A line rises"/></article>', 'html.parser'))) == 2
+    three = '<article><img src="a"/><img alt="_images/a.png"/><img alt="A line rises"/></article>'
+    assert len(undescribed(BeautifulSoup(three, 'html.parser'))) == 2
 
 def test_names_link_to_fastai_torch_and_this_site(pages):
     def to(name): return {a['href'] for a in pages[name].select('article a')}
@@ -202,7 +202,8 @@ def test_names_link_to_fastai_torch_and_this_site(pages):
 def build(tree, **pages):
     "Run the builder on the project in `tree` with only these `pages`, `{name: cells}`: a string is a Markdown cell."
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
-    (tree / 'nbs/sidebar.yml').write_text('website: {sidebar: {contents: [{section: All of them, contents: "*.ipynb"}]}}')
+    contents = '[{section: All of them, contents: "*.ipynb"}]'
+    (tree / 'nbs/sidebar.yml').write_text(f'website: {{sidebar: {{contents: {contents}}}}}')
     for name, cells in pages.items():
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'),
                  *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
@@ -264,7 +265,8 @@ class Browser:
 
     @property
     def pictures(self):
-        return self.js("return [...document.querySelectorAll('article img')].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
+        return self.js("""return [...document.querySelectorAll('article img')]
+            .map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])""")
 
     @property
     def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
@@ -272,41 +274,55 @@ class Browser:
     @property
     def scrolling(self):
         "What scrolls sideways within the page."
-        return self.js("""return [...document.querySelectorAll('article *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth
-            && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => e.className + ': ' + e.textContent.trim().slice(0, 60))""")
+        return self.js("""return [...document.querySelectorAll('article *')]
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth
+                && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
+            .map(e => e.className + ': ' + e.textContent.trim().slice(0, 60))""")
 
     @property
     def wrapped_code(self):
         "Lines of code that need more than one row."
-        return self.js("""return [...document.querySelectorAll('article .cell_input pre, article .highlight-python pre')].filter(e => {
-            const style = getComputedStyle(e), rows = (e.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom)) / parseFloat(style.lineHeight);
-            return rows > e.textContent.trimEnd().split('\\n').length + .6 }).map(e => e.textContent.slice(0, 300))""")
+        return self.js("""
+            const code = [...document.querySelectorAll('article .cell_input pre, article .highlight-python pre')];
+            return code.filter(e => {
+                const style = getComputedStyle(e), px = name => parseFloat(style[name]);
+                const rows = (e.clientHeight - px('paddingTop') - px('paddingBottom')) / px('lineHeight');
+                return rows > e.textContent.trimEnd().split('\\n').length + .6;
+            }).map(e => e.textContent.slice(0, 300))""")
 
     @property
     def requests(self):
-        return self.js("return performance.getEntriesByType('resource').map(e => e.name).filter(url => !url.startsWith('file:') && !url.startsWith('data:'))")
+        return self.js("""return performance.getEntriesByType('resource').map(e => e.name)
+            .filter(url => !url.startsWith('file:') && !url.startsWith('data:'))""")
 
     @property
     def small_text(self):
         return self.js('''
-            const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT), small = [];
+            const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT);
+            const small = [];
             while (walker.nextNode()) {
                 const text = walker.currentNode.textContent.trim(), parent = walker.currentNode.parentElement;
-                if (text && !parent.closest('.headerlink, math, style, script') && parseFloat(getComputedStyle(parent).fontSize) < 14) small.push(text);
+                if (text && !parent.closest('.headerlink, math, style, script')
+                    && parseFloat(getComputedStyle(parent).fontSize) < 14) small.push(text);
             }
             return small''')
 
     def headings(self, level):
-        return self.js(f"return [...document.querySelectorAll('article h{level}')].map(h => {{ h = h.cloneNode(true); h.querySelectorAll('.headerlink').forEach(a => a.remove()); return h.textContent }})")
+        return self.js(f"""return [...document.querySelectorAll('article h{level}')].map(h => {{
+            h = h.cloneNode(true);
+            h.querySelectorAll('.headerlink').forEach(a => a.remove());
+            return h.textContent;
+        }})""")
 
     @property
     def tables(self):
         "Each data table as `{column: [text, ...]}`, the epochs downwards."
-        rows = self.js("return [...document.querySelectorAll('article table.dataframe')].map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))")
+        rows = self.js("""return [...document.querySelectorAll('article table.dataframe')]
+            .map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))""")
         tables = []
         for table in rows:
-            table = [row for row in table if row[0] != 'epoch'
-                     or row[-1]]   # pandas' second header row holds the name of the index alone
+            # pandas' second header row holds the name of the index alone
+            table = [row for row in table if row[0] != 'epoch' or row[-1]]
             columns = list(zip(*table))[1:] if table[0][-1].startswith(('lr', 'mom')) else table[1:]
             tables.append({column[0]: column[1:] for column in columns})
         return tables
@@ -339,15 +355,17 @@ def test_layout_at_any_width(site, browser, width): assert browser.open(site / '
 def test_the_first_screen_answers_the_question(site, browser):
     "At 1280 by 800: the question, four answers, the picture, and three ways on."
     browser.open(site / 'index.html')
-    seen = browser.js("""return [...document.querySelectorAll('article h1, article pre, article p, article li, article img')]
-        .filter(e => e.getBoundingClientRect().bottom <= 800).map(e => e.tagName == 'IMG' ? e.alt : e.textContent)""")
+    seen = browser.js("""
+        return [...document.querySelectorAll('article h1, article pre, article p, article li, article img')]
+            .filter(e => e.getBoundingClientRect().bottom <= 800)
+            .map(e => e.tagName == 'IMG' ? e.alt : e.textContent)""")
     text = '\n'.join(seen)
     for part in ('fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.)', 'learning rate (LR)', 'every batch',
-                 'No second cycle inside an epoch', '4th epoch',
-                 '0.1/25 = 0.004', 'Momentum goes the other way', '220', 'The learning rate rises', 'Learn:', 'Do:',
-                 'Look up:'): assert part in text, part
+                 'No second cycle inside an epoch', '4th epoch', '0.1/25 = 0.004', 'Momentum goes the other way',
+                 '220', 'The learning rate rises', 'Learn:', 'Do:', 'Look up:'): assert part in text, part
 
-HALVES = "return [...document.querySelectorAll('article .tag_half img, article img.half')].map(i => i.getBoundingClientRect()).map(r => [r.x, r.y])"
+HALVES = """return [...document.querySelectorAll('article .tag_half img, article img.half')]
+    .map(i => i.getBoundingClientRect()).map(r => [r.x, r.y])"""
 
 @pytest.mark.parametrize('name', ['index.html', 'learner.html'])
 def test_panels_stand_side_by_side_and_stack_on_a_phone(site, browser, name):
@@ -360,17 +378,19 @@ def test_dark_pages(site, browser):
     "Pictures have no white paper, and what is imported isn't underlined."
     browser.open(site / TUTORIAL, mode='dark')
     assert 'invert' in browser.js("return getComputedStyle(document.querySelector('article img')).filter")
-    lines = browser.js("return [...document.querySelectorAll('article .highlight span')].map(e => getComputedStyle(e).textDecorationLine)")
+    lines = browser.js("""return [...document.querySelectorAll('article .highlight span')]
+        .map(e => getComputedStyle(e).textDecorationLine)""")
     assert set(lines) == {'none'}
 
 def test_copy_button(site, browser):
-    assert browser.open(site / 'index.html').js("return document.querySelectorAll('article button.copybtn').length") >= 4
+    buttons = browser.open(site / 'index.html').js("return document.querySelectorAll('article button.copybtn').length")
+    assert buttons >= 4
 
 def shows(table, plan):
     "Return whether a table on a page holds the numbers of `plan`, to the digits that it shows."
-    return list(table) == list(plan.table) and all(len(table[name]) == len(values) and all(
-        float(text) == round(value, len(text.partition('.')[2])) for text, value in zip(table[name], values)) for name,
-        values in plan.table.items())
+    def reads(text, value): return float(text) == round(value, len(text.partition('.')[2]))
+    return list(table) == list(plan.table) and all(
+        len(table[name]) == len(values) and all(map(reads, table[name], values)) for name, values in plan.table.items())
 
 @pytest.mark.parametrize('name', ['index.html', TUTORIAL])
 def test_table_shows_the_plan(site, browser, name):
@@ -383,11 +403,15 @@ def test_table_shows_the_plan(site, browser, name):
 
 def test_the_browser_sees_what_is_wrong(browser, tmp_path):
     page = tmp_path / 'page.html'
-    page.write_text('<!doctype html><article><h1>A<a class="headerlink">#</a></h1><p style="font-size: 12px">small</p><img src="gone.png"/>'
-                    '<div style="width: 900px">wide</div><div class="highlight-python"><pre style="width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px">'
-                    'a line of code that is far too long</pre></div><div style="overflow: auto"><div style="width: 990px">table</div></div></article>'
-                    '<script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>')
+    page.write_text('''<!doctype html><article>
+        <h1>A<a class="headerlink">#</a></h1><p style="font-size: 12px">small</p><img src="gone.png"/>
+        <div style="width: 900px">wide</div>
+        <style>pre { width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px }</style>
+        <div class="highlight-python"><pre>far too long a line of code</pre></div>
+        <div style="overflow: auto"><div style="width: 990px">table</div></div></article>
+        <script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>''')
     browser.open(page, 400)
-    assert [text[:12] for text in browser.wrapped_code] == ['a line of co'] and browser.scrolling == [': table'] and browser.requests == ['https://localhost:9/a.js']
-    assert browser.headings(1) == ['A'] and browser.small_text == ['small'] and browser.overflow > 400 and browser.pictures[0][1] == 0
+    assert [text[:12] for text in browser.wrapped_code] == ['far too long'] and browser.scrolling == [': table']
+    assert browser.requests == ['https://localhost:9/a.js'] and browser.headings(1) == ['A']
+    assert browser.small_text == ['small'] and browser.overflow > 400 and browser.pictures[0][1] == 0
     assert any('broken' in message for message in browser.errors)

@@ -1,4 +1,4 @@
-"""Whole stories, as users live them: in a Jupyter kernel, in a script that is killed, and line by line of README and the pages."""
+"""Whole stories, as users live them: in a Jupyter kernel, in a script that is killed, and line by line of the pages."""
 import asyncio
 import re
 import signal
@@ -30,7 +30,7 @@ def without_torchs_own_warning():
         patch.setenv('PYTHONWARNINGS', 'ignore:`torch.jit.script` is deprecated:FutureWarning')
         yield
 
-# What both stories begin with. A batch that takes a minute, in the first process only, is where the other side interrupts.
+# What both stories begin with. The test interrupts in a batch that takes a minute, in the first process only.
 LEARNER = '''
 import os, time
 from pathlib import Path
@@ -54,19 +54,21 @@ def get_y(i): return (data[i].sum() > 0).long()
 
 def new_learner():
     set_seed(0)
-    dls = Datasets(range(118), [get_x, get_y], splits=(range(118), range(20))).dataloaders(bs=4, drop_last=False, device='cpu', num_workers=0)
+    datasets = Datasets(range(118), [get_x, get_y], splits=(range(118), range(20)))
+    dls = datasets.dataloaders(bs=4, drop_last=False, device='cpu', num_workers=0)
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.3), nn.Linear(16, 2))
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 '''
 
-FIT = "learn.fit_one_cycle(4, .1, cbs=[LongBatch(41), ShowGraphCallback()], checkpoint=CycleCheckpoint('run1', every=7))"
+FIT = """learn.fit_one_cycle(4, .1, cbs=[LongBatch(41), ShowGraphCallback()],
+                    checkpoint=CycleCheckpoint('run1', every=7))"""
 
 class Recording(NotebookClient):
     "A client that keeps everything a cell has shown, even if only for a while, as a progress bar is."
     def process_message(self, msg, cell, index):
         data = msg['content'].get('data', {})
-        vars(self).setdefault('shown', {}).setdefault(index,
-                                                      []).append(data.get('text/html') or data.get('text/markdown', ''))
+        of_cell = vars(self).setdefault('shown', {}).setdefault(index, [])
+        of_cell.append(data.get('text/html') or data.get('text/markdown', ''))
         return super().process_message(msg, cell, index)
 
 CELLS = [LEARNER,
@@ -84,7 +86,7 @@ dl = learn.dls.test_dl(range(50))
 torch.equal(learn.get_preds(dl=dl)[0], loaded.get_preds(dl=dl)[0])"""]
 
 async def run_notebook(folder, cells, interrupted, reached):
-    "The cells after a run in a kernel of this interpreter, cell `interrupted` being interrupted as soon as the file `reached` is there."
+    "Run cells in a kernel of this interpreter, interrupt the cell `interrupted` once the file `reached` is there."
     nb = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
     client = Recording(nb, kernel_name='this', timeout=300, resources=dict(metadata=dict(path=str(folder))))
     async with client.async_setup_kernel():
@@ -112,7 +114,7 @@ def without_times(text): return re.sub(r'\d\d:\d\d', '', text)
 def done(text): return [tuple(map(int, numbers)) for numbers in re.findall(r'\[(\d+)/(\d+) ', text)]
 
 def progress(shown):
-    "Return, from all that a cell has shown, the epochs done and their number, and the training batches done and their number."
+    "Return, from all that a cell has shown, the epochs done of how many, and the training batches done of how many."
     states = [done(text) for text in shown]
     return [state for state in states if len(state) == 2 and state[1][1] == 30]
 
@@ -131,8 +133,8 @@ def test_notebook_resumed(notebook):
     cells, shown = notebook
     assert re.search(r"'run1' .* epoch 1, batch 5", cells[4].outputs[0].text)
     states = progress(shown[4])
-    assert states[:2] == [[(1, 4), (0, 30)], [(1, 4), (6, 30)]] and [(1, 4), (2, 4),
-                                                                     (3, 4)] == sorted({epochs for epochs, _ in states})
+    assert states[:2] == [[(1, 4), (0, 30)], [(1, 4), (6, 30)]]
+    assert sorted({epochs for epochs, _ in states}) == [(1, 4), (2, 4), (3, 4)]
     assert table(html(cells[4])) == [0, 1, 2, 3] and pictures(cells[4]) == 1
     assert without_times(html(cells[4])) == without_times(html(cells[6]))     # the table of the uninterrupted run
 
@@ -145,15 +147,16 @@ def test_notebook_afterwards(notebook, cell, says):
 
 def test_notebook_warns_of_nothing(notebook):
     cells, _ = notebook
-    errors = [out.get('text', out.get('ename')) for cell in cells for out in cell.outputs if out.output_type == 'error'
-              or out.get('name') == 'stderr']
-    interrupt, pickles = errors
-    assert interrupt == 'KeyboardInterrupt' and pickles.count('Warning') == 1 and "Python's insecure pickle module" in pickles     # fastai's, of load_learner
+    interrupt, pickles = [out.get('text', out.get('ename')) for cell in cells for out in cell.outputs
+                          if out.output_type == 'error' or out.get('name') == 'stderr']
+    assert interrupt == 'KeyboardInterrupt'
+    assert pickles.count('Warning') == 1 and "Python's insecure pickle module" in pickles     # fastai's load_learner
 
 SCRIPT = LEARNER + """
 learn = new_learner()
 print(learn.preview_one_cycle(4, .1).table)
-learn.fit_one_cycle(4, .1, cbs=[LongBatch(41), LongBatch(75), ShowGraphCallback()], checkpoint=CycleCheckpoint('run1', every=7))
+learn.fit_one_cycle(4, .1, cbs=[LongBatch(41), LongBatch(75), ShowGraphCallback()],
+                    checkpoint=CycleCheckpoint('run1', every=7))
 learn.recorder.plot_lr(show_moms=True)
 plt.savefig('lr.png')
 learn.export('model.pkl')
@@ -181,14 +184,14 @@ def test_script(tmp_path):
     assert code == -signal.SIGKILL and err == '' and epochs_shown(out) == ['1/4', '2/4']
     code, out, err = run_script(tmp_path, signal.SIGINT, 75)
     assert code == -signal.SIGINT and err.endswith('KeyboardInterrupt\n')
-    assert epochs_shown(out) == ['2/4', '3/4'] and bars(out)[:2] == [(2, 4, 0, 30),
-                                                                     (2, 4, 6, 30)] and epochs_of_rows(out) == [0, 1]
+    assert epochs_shown(out) == ['2/4', '3/4'] and epochs_of_rows(out) == [0, 1]
+    assert bars(out)[:2] == [(2, 4, 0, 30), (2, 4, 6, 30)]
     code, out, err = run_script(tmp_path)
     assert code == 0, err
-    assert epochs_shown(out) == ['3/4', '4/4'] and bars(out)[:2] == [(3, 4, 0, 30),
-                                                                     (3, 4, 11,
-                                                                      30)] and epochs_of_rows(out) == [0, 1, 2, 3]
-    assert err.count('Warning') == 1 and "Python's insecure pickle module" in err and (tmp_path / 'lr.png').stat().st_size > 10_000
+    assert epochs_shown(out) == ['3/4', '4/4'] and epochs_of_rows(out) == [0, 1, 2, 3]
+    assert bars(out)[:2] == [(3, 4, 0, 30), (3, 4, 11, 30)]
+    assert err.count('Warning') == 1 and "Python's insecure pickle module" in err
+    assert (tmp_path / 'lr.png').stat().st_size > 10_000
     names = {}
     exec(LEARNER, names)
     calm = names['new_learner']()
@@ -197,7 +200,9 @@ def test_script(tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in calm.model.state_dict().items())
 
 def test_readme(tmp_path, capsys, monkeypatch):
-    "Every line, on a Learner with all its default callbacks; then the same script again, as its comment says. Half an hour is 180 looks at the clock."
+    """Every line, on a Learner with all its default callbacks; then the same script again, as its comment says.
+
+    The clock advances by ten seconds at each look, so half an hour is 180 of them."""
     seconds = count(step=10)
     monkeypatch.setattr(clock, 'Clock', partial(clock.Clock, time=lambda: next(seconds)))
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
@@ -217,7 +222,9 @@ PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'n
          if hides_bar(page)]
 
 def run_forked(command, cwd='.', **kwargs):
-    "Run the script in `command` without starting an interpreter. Importing fastai took most of the time; test_notebooks.py starts the scripts as users do."
+    """Run the script in `command` without starting an interpreter: importing fastai took most of the time.
+
+    test_notebooks.py starts the scripts as users do."""
     i = next(i for i, part in enumerate(command) if str(part).endswith('.py'))
     return fork_script(command[i], *command[i + 1:], cwd=cwd, n_proc=2 if '--nproc_per_node=2' in command else 1)
 

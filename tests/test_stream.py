@@ -1,4 +1,4 @@
-"""Epochs of `n_batch` batches: loaders without a length and with one, real components of datasets and torchdata among them."""
+"""Epochs of `n_batch` batches: loaders without a length and with one, among them those of datasets and torchdata."""
 import itertools
 import random
 from collections import Counter
@@ -104,8 +104,8 @@ def test_as_a_callback_of_a_fit():
     learn, seen = learner(), Seen()
     cycle = OneCycle(.1, n_batch=5)
     learn.fit(3, cbs=[cycle, seen])
-    assert seen.seen_lrs == learner().preview_one_cycle(3, .1,
-                                                        n_batch=5).lrs.tolist() and len(learn.recorder.values) == 3
+    assert seen.seen_lrs == learner().preview_one_cycle(3, .1, n_batch=5).lrs.tolist()
+    assert len(learn.recorder.values) == 3
 
 def test_as_a_callback_of_the_learner():
     learn, seen = learner(cbs=OneCycle(.1, n_batch=5)), Seen()

@@ -1,7 +1,7 @@
 """fastxtend replaces the methods of `Recorder`; imported before or after, fits are recorded.
 
-fastxtend 0.1.7 was written for fastai 2.7. It imports `dispatch` from fastcore, which has since moved it to fasttransform;
-the test puts it back."""
+fastxtend 0.1.7 was written for fastai 2.7. It imports `dispatch` from fastcore, which has since moved it to
+fasttransform; the test puts it back."""
 import subprocess
 import sys
 

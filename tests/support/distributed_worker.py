@@ -1,4 +1,4 @@
-"""What each process of tests/test_distributed.py runs: `torchrun --nproc_per_node=2 tests/support/distributed_worker.py JOB FOLDER`.
+"""Run jobs in each process of tests/test_distributed.py: `torchrun --nproc_per_node=2 THIS_FILE JOB... FOLDER`.
 
 A job is a function of this file. What it returns in each process is saved as FOLDER/JOB-RANK.pt."""
 import itertools
@@ -161,7 +161,7 @@ class CountsReads(clock.Clock):
         return super()._read()
 
 def timed_cycle(folder, cbs=None, **kwargs):
-    "A cycle of 1.2 s by clocks that differ: 10 ms per batch and 30 ms per validation on rank 0, twice as much on rank 1."
+    "Train 1.2 s by clocks that differ: 10 ms per batch and 30 ms per validation on rank 0, twice as much on rank 1."
     set_seed(0)
     time, spy, clocks, factor = Time(), Seen(), [], 1 + rank_distrib()
     def new_clock(minutes): clocks.append(CountsReads(minutes, time)); return clocks[-1]

@@ -32,7 +32,7 @@ def copy_tree(to):
     return to
 
 def fork(target, *args, out):
-    "Start a process that runs `target`, with its output in the file `out`. It needn't import what this one has imported."
+    "Start a process that runs `target`, with its output in the file `out`. It has imported what this one has."
     def run():
         sys.stdout = sys.stderr = open(out, 'a', buffering=1)
         target(*args)
@@ -57,7 +57,7 @@ def run_as_main(script, args, cwd):
     runpy.run_path(str(script), run_name='__main__')
 
 def fork_script(script, *args, cwd='.', n_proc=1):
-    "Do what `subprocess.run` does with a script of Python, by `fork`; with several processes, return what the first printed."
+    "Run a script as `subprocess.run` does, by `fork`; with several processes, return what the first one printed."
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / str(i) for i in range(n_proc)]
         what = run_as_main, script, args, cwd

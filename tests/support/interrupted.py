@@ -1,4 +1,4 @@
-"""A Learner as users have it, with progress bar and table; ways to interrupt it; and everything that must be equal in the end."""
+"""A Learner as users have it, with progress bar and table; ways to interrupt it; and what must be equal in the end."""
 import random
 import re
 
@@ -70,7 +70,7 @@ def assert_same(a, b, where=''):
     else: assert a == b, where
 
 def bars(out):
-    "Return what the bars in `out` showed of training: epoch (from 1), number of epochs, batches done, number of batches."
+    "Return what the bars in `out` showed of training: epoch (from 1), epochs in all, batches done, batches in all."
     found = re.findall(r'Epoch (\d+)/(\d+) :[^\r\n]*\[(\d+)/(\d+) ', out)
     return [tuple(map(int, numbers)) for numbers in found if int(numbers[3]) != 2]     # validation has 2 batches
 
