@@ -14,14 +14,15 @@ FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stori
          'test_optimizer.py', 'test_runs.py', 'test_resume_state.py',
          'test_stream.py')     # take longest, the longest first
 
+def is_first_case(item):
+    "Whether each parameter has its first value. The order of `items` doesn't say it: pytest-randomly has shuffled them."
+    return not hasattr(item, 'callspec') or not any(item.callspec.indices.values())
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     "Make slow all but the first case of each test that is marked as a matrix; start with the files that take longest."
-    seen = set()
     for item in items:
-        test = item.nodeid.partition('[')[0]
-        if item.get_closest_marker('matrix') and test in seen: item.add_marker('slow')
-        seen.add(test)
+        if item.get_closest_marker('matrix') and not is_first_case(item): item.add_marker('slow')
     order = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))     # which leaves the tests of a file in order
 
