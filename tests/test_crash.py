@@ -1,13 +1,8 @@
 """Cycles of benchmarks/crash.py in separate processes: killed at batches and in saves drawn by a seed, or disturbed."""
-import sys
-
 import pytest
 
-from support.helpers import ROOT
-
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-from crash import crash  # noqa: E402
-from hostile import hostile  # noqa: E402
+from crash import crash
+from hostile import hostile
 
 pytestmark = pytest.mark.slow
 

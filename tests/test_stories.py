@@ -232,6 +232,7 @@ def run_forked(command, cwd='.', **kwargs):
 def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
     "Pages whose code removes the bar, for the sake of their outputs, also run with it."
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
     monkeypatch.setattr(subprocess, 'run', run_forked)
     threads, names = torch.get_num_threads(), dict(__name__='page')
     try:
