@@ -15,7 +15,7 @@ FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stori
          'test_stream.py')     # take longest, the longest first
 
 def is_first_case(item):
-    "Whether each parameter has its first value. The order of `items` doesn't say it: pytest-randomly has shuffled them."
+    "Whether each parameter has its first value. Not the first to be met: pytest-randomly shuffles the items."
     return not hasattr(item, 'callspec') or not any(item.callspec.indices.values())
 
 @pytest.hookimpl(tryfirst=True)

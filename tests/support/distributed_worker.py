@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from time import sleep
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from support.helpers import Passes, Spy, Time, dataset, learner
 from onecycle_callback import CycleCheckpoint, clock
+from onecycle_callback.resume.file import read_file, read_state
 import onecycle_callback.distributed  # noqa: F401
 
 CPU = dict(sync_bn=False, cpu=True)
@@ -126,11 +128,14 @@ def stream_killed(folder): return stream_cycle(folder, cbs=Kill(9), checkpoint=C
 def stream_resumed(folder): return stream_cycle(folder, checkpoint=CycleCheckpoint('run2', every=4))
 
 class Kill(Callback):
-    "Send SIGKILL to this process after batch `at`."
+    "Send SIGKILL to this process after batch `at`, once the last save, which a thread of rank 0 writes, is there."
     order = 20_000
     def __init__(self, at): self.at = at
     def after_batch(self):
-        if self.training and self.train_iter == self.at: os.kill(os.getpid(), signal.SIGKILL)
+        if not self.training or self.train_iter != self.at: return
+        run = self.learn.resumable_run
+        while read_state(read_file(run.file), run.file)['train_iter'] < self.at - self.at % run.every: sleep(.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def long_cycle(folder, checkpoint=None, cbs=None):
     "Train with shuffling and dropout, 12 batches per epoch in each process; return all that must be equal in the end."
