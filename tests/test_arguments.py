@@ -2,16 +2,20 @@
 import inspect
 import math
 import re
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
-from fastai.basics import Callback, SGD
+from fastai.basics import Callback, L, SGD
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TerminateOnNaNCallback
 from torch.utils.data import IterableDataset
 
 from support.helpers import frozen_state, learner
 from onecycle_callback import CycleCheckpoint, OneCycle, OneCycleSchedule
+from onecycle_callback.arguments import (
+    POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, takes_fields_of)
 
 nan, inf = math.nan, math.inf
 
@@ -214,3 +218,65 @@ def test_defaults_are_the_schedules(name):
     fields = inspect.signature(OneCycleSchedule).parameters
     params = inspect.signature(f).parameters
     assert {k: params[k].default for k in fields} == {k: p.default for k, p in fields.items()}
+
+# The checks by themselves
+
+@pytest.mark.parametrize('bounds, noun, words', [
+    (dict(ge=0, le=1), 'a number', 'between 0 and 1'), (dict(ge=0, lt=1), 'a number', 'at least 0 and below 1'),
+    (dict(gt=0, lt=inf), 'a number', 'a finite number above 0'), (dict(gt=-inf, lt=inf), 'a number', 'a finite number'),
+    (dict(ge=1), 'a whole number', 'a whole number of at least 1')], ids=lambda v: str(v))
+def test_bounds_in_words(bounds, noun, words): assert Bounds(**bounds).describe(noun) == words
+
+def test_numbers_within_bounds():
+    assert [x in Bounds(ge=0, lt=1) for x in (0, .5, 1, -1, nan)] == [True, True, False, False, False]
+
+@pytest.mark.parametrize('value', [3, 3., np.float32(3), np.int64(3), np.array(3), torch.tensor(3.)], ids=repr)
+def test_a_number_of_any_library_becomes_a_float(value):
+    assert type(number := check_number('x', value, POSITIVE)) is float and number == 3.
+
+def test_a_number_beyond_the_range_of_floats():
+    with pytest.raises(ValueError, match='max_lr must be a finite number above 0, got 1000'):
+        check_number('max_lr', 10**400, POSITIVE)
+
+@pytest.mark.parametrize('check, error, message', [
+    (lambda: check_whole('n', 2.5), TypeError, 'n must be a whole number of at least 1, got 2.5'),
+    (lambda: check_whole('n', 10, Bounds(ge=0, le=9)), ValueError, 'n must be a whole number between 0 and 9, got 10'),
+    (lambda: check_flag('on', 1), TypeError, 'on must be True or False, got 1')], ids=['whole', 'bounds', 'flag'])
+def test_what_a_check_says(check, error, message):
+    with pytest.raises(error, match=f'^{re.escape(message)}$'): check()
+
+def test_whole_numbers_become_ints(): assert type(check_whole('n', np.int64(3))) is int
+
+@pytest.mark.parametrize('value, elements', [
+    ((1, 2), [1, 2]), (L(1, 2), [1, 2]), (np.array([1, 2]), [1, 2]), (torch.tensor([1, 2]), [1, 2]), (iter([1, 2]), [1, 2]),
+    (.1, None), ('cos', None), ({1, 2}, None), ({1: 2}, None), (np.array(1), None), (np.eye(2), None)], ids=repr)
+def test_what_counts_as_a_list(value, elements): assert as_list(value) == elements
+
+# Arguments that are the fields of a dataclass, and fastai's names
+
+@dataclass
+class Shape:
+    high:float = 1.
+    length:int = 10
+
+class Toy:
+    @accept_fastai_names
+    @takes_fields_of(Shape, n_positional=1)
+    def fit(self, max_lr, *, width=1, **schedule): return max_lr, width, Shape(**schedule)
+
+def test_fields_stand_in_the_signature_by_position_or_by_keyword():
+    assert str(inspect.signature(Toy.fit)) == '(self, max_lr, high: float = 1.0, *, length: int = 10, width=1)'
+
+@pytest.mark.parametrize('call', [lambda: Toy().fit(.1, 2., length=3), lambda: Toy().fit(lr_max=.1, high=2., length=3),
+                                  lambda: Toy().fit(length=3, high=2., max_lr=.1)], ids=['positions', 'alias', 'names'])
+def test_arguments_by_position_by_name_and_by_alias(call): assert call() == (.1, 1, Shape(2., 3))
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: Toy().fit(.1, lr_max=.2), 'max_lr was given twice, as 0.1 and as lr_max=0.2'),
+    (lambda: Toy().fit(.1, 2., high=3.), 'high was given twice, as 2.0 and as high=3.0'),
+    (lambda: Toy().fit(.1, 2., 3), r'Toy.fit takes at most 2 positional arguments \(max_lr, high\), got 3'),
+    (lambda: Toy().fit(.1, size=7), r'Toy.fit has no argument size \(got 7\); it takes max_lr, high, length, width'),
+    (lambda: Toy().fit(.1, div=7), r'Toy.fit has no argument div')],
+    ids=['by its alias', 'by its name', 'too many', 'unknown', 'alias of what it lacks'])
+def test_arguments_that_do_not_fit(call, message):
+    with pytest.raises(TypeError, match=message): call()

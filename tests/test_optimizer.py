@@ -9,6 +9,7 @@ from fastai.basics import Adam, DataLoader, DataLoaders, Learner, OptimWrapper, 
 from fastai.optimizer import Lamb, Larc, Lookahead, QHAdam, RAdam, RMSProp, ranger
 
 from support.helpers import Spy, groups_of, learner
+from onecycle_callback.optimizer import OptAdapter
 
 pytestmark = pytest.mark.matrix
 
@@ -163,3 +164,46 @@ def test_three_betas():
     learn.fit_one_cycle(1, cbs=spy)
     assert [m for m, in spy.seen_moms] == learn.recorder.plan.moms.tolist()
     assert learn.opt.opt.param_groups[0]['betas'] == (.9, .999, .5)
+
+# The adapter by itself
+
+def weights(): return [nn.Parameter(torch.zeros(2, 2))]
+def wrapped(opt, **kwargs): return OptimWrapper(weights(), opt, **kwargs)
+
+@pytest.mark.parametrize('make, name, mom_path', [
+    (lambda: SGD(weights(), lr=.1, mom=.9), 'this Optimizer (steps: weight_decay, average_grad, momentum_step)', 'mom'),
+    (lambda: SGD(weights(), lr=.1), 'this Optimizer (steps: weight_decay, sgd_step)', None),
+    (lambda: Lookahead(wrapped(torch.optim.AdamW)), 'Lookahead(AdamW)', 'betas__0'),
+    (lambda: wrapped(torch.optim.RMSprop), 'RMSprop', 'momentum'),
+    (lambda: wrapped(torch.optim.Adagrad), 'Adagrad', None)],
+    ids=['SGD with momentum', 'SGD', 'Lookahead', 'RMSprop', 'Adagrad'])
+def test_its_name_and_where_it_keeps_momentum(make, name, mom_path):
+    opt = OptAdapter(make())
+    assert (opt.name, opt.mom_path, opt.has_momentum, len(opt.groups)) == (name, mom_path, mom_path is not None, 1)
+
+@pytest.mark.parametrize('tensor_lr', [False, True], ids=['float', 'tensor'])
+@pytest.mark.parametrize('with_mom', [False, True], ids=['', 'mom'])
+@pytest.mark.parametrize('make', [lambda: Adam(weights(), lr=.1, mom=.9), lambda: wrapped(torch.optim.AdamW)],
+                         ids=['fastai', 'torch'])
+def test_each_way_to_write(make, with_mom, tensor_lr):
+    opt = OptAdapter(make())
+    [before], group = opt.moms, opt.groups[0]
+    if tensor_lr: group['lr'] = torch.tensor(.1)
+    lr = group['lr']
+    opt.writer(with_mom)([.25], .5)
+    assert opt.lrs == [.25] and opt.moms == [.5 if with_mom else before]
+    assert (group['lr'] is lr) == tensor_lr and group.get('betas', (0, .999))[1] == .999
+
+@pytest.mark.parametrize('momentum', [0, .9])
+def test_a_torch_rmsprop_gets_the_buffers_that_momentum_needs(momentum):
+    opt = wrapped(torch.optim.RMSprop, momentum=momentum)
+    [p], = opt.param_lists
+    def step():
+        p.grad = torch.ones(2, 2)
+        opt.step()
+        return opt.opt.state[p].get('momentum_buffer')
+    buffer = step()
+    OptAdapter(opt).add_momentum_buffers()
+    OptAdapter(opt).set_moms([.9])
+    assert step() is not None and (buffer is None) == (momentum == 0)
+    if momentum: assert opt.opt.state[p]['momentum_buffer'] is buffer

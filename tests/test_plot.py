@@ -8,7 +8,8 @@ import pytest
 
 from support.helpers import learner
 from onecycle_callback import OneCycleSchedule
-from onecycle_callback.plot import MOST_POINTS
+from onecycle_callback.plot import (
+    MOST_POINTS, batch_frame, batches_to_draw, epochs_to_mark, extremes, figure_html, plot_hypers)
 
 pytestmark = pytest.mark.matrix
 
@@ -71,3 +72,44 @@ def test_a_long_plan_is_drawn_at_its_knots_epochs_and_some_more_batches(kwargs, 
     assert drawn(left, len(x)) == lrs.T.tolist() and drawn(right, len(x)) == [moms.tolist()]
     assert np.diff(x).max() <= len(plan) / (MOST_POINTS - 1) + 1
     assert left.texts[0].get_text() == f'0.1 at batch {plan.peak}'
+
+# The pieces by themselves
+
+def test_batches_to_draw():
+    assert batches_to_draw(5, keep=[3]).tolist() == [0, 1, 2, 3, 4]
+    assert batches_to_draw(1000, keep=[300, 2000], most=5).tolist() == [0, 250, 300, 500, 749, 999]
+
+def test_a_batch_that_stands_out_is_drawn():
+    values = [1.] * 100
+    values[41], values[73] = 5., -5.
+    assert {41, 73} < set(extremes(values, most=4).tolist()) and extremes([1., 2., 3.]).tolist() == [0, 1, 2]
+
+@pytest.mark.parametrize('n, step', [(1, 1), (12, 1), (13, 2), (60, 5), (100, 10), (300, 50)])
+def test_some_of_many_epochs_are_marked(n, step):
+    assert epochs_to_mark({epoch: 7 * epoch for epoch in range(n)}) == {e: 7 * e for e in range(0, n, step)}
+
+def test_groups_with_the_same_values_share_a_line():
+    ax = plot_hypers(dict(lr=[[1, 1, 2], [2, 2, 4], [1, 1, 2]]))
+    assert [line.get_label() for line in ax.lines] == ['group 0', 'group 2'] and drawn(ax, 3) == [[1, 2, 1], [2, 4, 2]]
+
+def test_few_batches_are_points_and_the_peak_is_labelled():
+    ax = plot_hypers(dict(lr=[1, 2, 1]), peak=1)
+    assert [line.get_marker() for line in ax.lines] == ['.', 'o'] and ax.texts[0].get_text() == '2 at batch 1'
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_a_panel_for_each_hyper_parameter(n):
+    axes = plot_hypers({name: [1, 2] for name in ('lr', 'mom', 'wd')[:n]})
+    labels = [ax.get_ylabel() for ax in np.ravel(axes)]
+    assert labels == ['learning rate', 'momentum', 'weight decay'][:n] and len(plt.gcf().axes) == n
+
+def test_nothing_to_draw():
+    with pytest.raises(ValueError, match='at least one hyper-parameter'): plot_hypers({})
+
+def test_a_figure_in_a_page_is_closed():
+    html = figure_html(plt.subplots()[0], 'Nothing yet')
+    assert html.startswith('<img alt="Nothing yet" src="data:image/png;base64,iVBOR') and plt.get_fignums() == []
+
+def test_a_table_has_a_column_for_each_group():
+    frame = batch_frame(dict(epoch=[0, 0], batch=[0, 1]), lr=[[.01, .1], [.02, .2]], mom=None, wd=[.01, .02])
+    assert frame.to_dict('list') == dict(epoch=[0, 0], batch=[0, 1], lr_0=[.01, .02], lr_1=[.1, .2], wd=[.01, .02])
+    assert list(batch_frame(dict(batch=[0]), lr=[[.1]])) == ['batch', 'lr']

@@ -370,3 +370,16 @@ def test_ordinary_epochs_of_a_loader_that_keeps_its_place(tmp_path, every, at, n
     learn.fit_one_cycle(4, .05, checkpoint=CycleCheckpoint('run1', every=every))
     interrupted.assert_same(interrupted.results(learn), expected)
     assert learn.dls.train.dataset.loaded.total() <= 4 * n_left
+
+class PassSampler(torch.utils.data.SequentialSampler):
+    "Note the numbers of the passes, as torch's `DistributedSampler` does."
+    def __init__(self, items):
+        super().__init__(items)
+        self.passes = []
+    def set_epoch(self, n): self.passes.append(n)
+
+def test_a_sampler_is_told_the_number_of_the_pass():
+    items = [example(i) for i in range(28)]
+    sampler = PassSampler(items)
+    learner(torch.utils.data.DataLoader(items, batch_size=4, sampler=sampler)).fit_one_cycle(4, .1, n_batch=5)
+    assert sampler.passes == [0, 1, 2]

@@ -1,0 +1,153 @@
+"""What is expected of each private name of fastai, fastprogress and torch that is used here.
+
+If an upgrade breaks something, it shows here first."""
+import copy
+from contextlib import nullcontext
+from inspect import signature
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastai.basics import Callback, CancelFitException, DataLoader, TfmdDL
+from fastai.distributed import DistributedDL, DistributedTrainer
+from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
+
+from support.helpers import learner
+from onecycle_callback.fastai_internals import (
+    OneFitCallback, cancelled_by, fit_over, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total,
+    start_clock, wrap_only)
+
+def bars(**kwargs): return SimpleNamespace(progress=SimpleNamespace(**kwargs), n_epoch=200)
+
+# The loop over the epochs
+
+class Events(Callback):
+    "Record each event with its epoch."
+    def __init__(self): self.seen = []
+    def __call__(self, name): self.seen.append((getattr(self.learn, 'epoch', None), name))
+
+def events(epochs=None):
+    learn, cb = learner(2), Events()
+    with nullcontext() if epochs is None else fit_over(learn, epochs): learn.fit(4, cbs=cb)
+    assert not {'_do_fit', 'all_batches'} & vars(learn).keys()
+    return cb.seen
+
+def test_a_fit_over_all_epochs_has_fastais_events(): assert events(range(4)) == events()
+
+def test_a_fit_over_some_epochs_has_the_events_of_these():
+    def inside(seen): return [e for e in seen if e[1] not in ('before_fit', 'after_fit')]
+    assert inside(events(range(2, 4))) == [e for e in inside(events()) if e[0] in (2, 3)] != []
+
+def test_batches_of_our_own():
+    learn, seen = learner(), []
+    with fit_over(learn, range(2), all_batches=lambda: seen.append(learn.training)): learn.fit(2)
+    assert seen == [True, False] * 2
+
+def test_a_fit_that_ends_with_an_error_leaves_no_loop_behind():
+    learn = learner()
+    with pytest.raises(ZeroDivisionError), fit_over(learn, range(2), all_batches=lambda: 1 / 0): learn.fit(2)
+    assert not {'_do_fit', 'all_batches'} & vars(learn).keys()
+
+# Who ended the fit
+
+class Stop(Callback):
+    def after_loss(self): raise CancelFitException
+
+class Last(Callback):
+    def after_cancel_fit(self): self.who, self.event = cancelled_by()
+
+def test_the_callback_and_the_event_that_cancelled_a_fit_are_known():
+    stop, last = Stop(), Last()
+    learner().fit(1, cbs=[stop, last])
+    assert (last.who, last.event) == (stop, 'after_loss') and cancelled_by() == (None, None)
+
+def test_a_cancelled_fit_is_told_before_any_callback():
+    seen = []
+    class Cancelled(Callback):
+        def after_cancel_fit(self): seen.append('callback')
+    learn = learner()
+    with fit_over(learn, range(1), stopped=lambda: seen.append('stopped')): learn.fit(1, cbs=[Stop(), Cancelled()])
+    assert seen == ['stopped', 'callback']
+
+# The bars
+
+def test_a_bar_that_starts_late_shows_every_epoch(capsys):
+    bar = ConsoleMasterBar(range(200))
+    start_clock(bars(mbar=bar))
+    shown = []
+    for epoch in (150, 151):
+        bar.update(epoch)
+        shown.append(bar.main_bar.last_v)
+    assert shown == [150, 151]
+
+def test_a_bar_counts_without_a_total(capsys):
+    bar = ConsoleProgressBar(range(7))
+    bar.update(0)
+    show_no_total(bars(pbar=bar))
+    bar.update(1)
+    out = capsys.readouterr().out
+    assert '[0/7' in out and '[1/?' in out
+
+def test_the_bar_over_the_epochs_ends_with_the_coming_one(capsys):
+    learn = bars(mbar=ConsoleMasterBar(range(200)))
+    start_clock(learn)
+    for epoch in (0, 1):
+        show_epoch(learn, epoch)
+        learn.progress.mbar.update(epoch + 1)
+    assert learn.n_epoch == 2 and learn.progress.mbar.main_bar.total == 2
+
+def test_a_learner_without_bars_is_left_alone():
+    learn = SimpleNamespace(n_epoch=3)
+    start_clock(learn)
+    show_no_total(learn)
+    show_epoch(learn, 7)
+    assert vars(learn) == dict(n_epoch=8)
+
+# Loaders, and how fastai divides them among processes
+
+@pytest.mark.parametrize('make, n', [(lambda items: DataLoader(items, bs=4), 10), (lambda items: TfmdDL(items, bs=4), 10),
+                                     (lambda items: TfmdDL(items, bs=4, n=7), 7)], ids=['all', 'TfmdDL', 'a part'])
+def test_the_items_of_an_epoch(make, n): assert items_of(make(list(range(10)))) == n
+
+@pytest.mark.parametrize('loader', [DataLoader, torch.utils.data.DataLoader], ids=['fastai', 'torch'])
+def test_workers(loader):
+    with_one, without = loader([1, 2], num_workers=1, persistent_workers=True), loader([1, 2])
+    assert (n_workers(with_one), n_workers(without), n_workers(range(2))) == (1, 0, 0)
+    assert [has_persistent_workers(dl) for dl in (with_one, without, range(2))] == [True, False, False]
+
+@pytest.mark.parametrize('method, names', [(DistributedDL._broadcast, ['self', 't', 'rank']),
+                                           (DistributedTrainer._wrap_dl, ['self', 'dl'])], ids=['order', 'wrap'])
+def test_what_is_replaced_takes_what_the_replacement_takes(method, names):
+    assert list(signature(method).parameters) == names
+
+def test_only_some_loaders_are_wrapped():
+    class Trainer:
+        def _wrap_dl(self, dl): return [dl]
+    trainer = Trainer()
+    wrap_only(trainer, str.isupper)
+    assert [trainer._wrap_dl(dl) for dl in 'aB'] == ['a', ['B']]
+
+# A callback of one fit (all else about fits inside a fit is in test_nested.py)
+
+class Count(OneFitCallback):
+    def __init__(self): self.seen = []
+    def before_fit(self): self.seen.append('before_fit')
+    def after_epoch(self): self.seen.append('after_epoch')
+
+class Validating(Callback):
+    def after_train(self): self.learn.validate()
+
+class Copy(Callback):
+    def before_train(self): self.copied = copy.deepcopy(self.learn)
+
+def test_a_validation_in_between_does_not_call_it():
+    learn, count = learner(), Count()
+    learn.fit(2, .01, cbs=[Validating(), count])
+    assert count.seen == ['before_fit', 'after_epoch', 'after_epoch']
+    assert (len(learn.recorder.values), len(learn.recorder.losses)) == (2, 24)
+
+def test_a_copy_is_without_it():
+    learn, cb = learner(), Copy()
+    before = [type(cb) for cb in learn.cbs]
+    learn.fit(1, .01, cbs=[cb, Count()])
+    assert [type(cb) for cb in cb.copied.cbs] == [*before, Copy]
