@@ -12,7 +12,7 @@ __all__ = ['ANNEALS', 'MOMS', 'DIV_FACTOR', 'FRACTION', 'MOMENTUM', 'N_CHECKED',
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import inf
+from math import inf, isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -57,29 +57,17 @@ def _text(value):
     if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
     return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
 
-class _OwnCurve:
-    "A function of the user's own as a curve for arrays."
-    def __init__(self, f): self.f, self.in_arrays = f, False
-
-    def __call__(self, start, end, pos):
-        "Return the values at each position in `pos`, shape (n,), between `start` and `end`, shape (values, 1)."
-        ends = zip(start[:, 0].tolist(), end[:, 0].tolist())
-        return np.array([self._between(s, e, pos) for s, e in ends]).reshape(len(start), len(pos))
-
-    def _between(self, start, end, pos):
-        if not self.in_arrays: return [self._check(start, end, p, self.f(start, end, p)) for p in pos.tolist()]
-        values = np.broadcast_to(np.asarray(self.f(start, end, pos), float), pos.shape)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad): self._check(start, end, pos[bad[0]].item(), values[bad[0]])
-        return values
-
-    def _check(self, start, end, pos, value):
-        name = f'the value that anneal returns, {_text(self.f)}{(start, end, pos)},'
-        return check_number(name, value, FINITE)
+def _called_with_floats(f):
+    "Return `f`, a function of the user's own, as a curve for arrays; raises if it returns anything but finite numbers."
+    def value(*args):
+        y = f(*args)
+        if isinstance(y, float) and isfinite(y): return y     # as nearly always; the text below takes longer than `f`
+        return check_number(f'the value that anneal returns, {_text(f)}{args},', y, FINITE)
+    return np.vectorize(value, otypes=[float])
 
 def _curve(anneal):
     "Return the curve that `anneal` names, or is, as a function of arrays."
-    return ANNEALS[anneal] if isinstance(anneal, str) else _OwnCurve(anneal)
+    return ANNEALS[anneal] if isinstance(anneal, str) else _called_with_floats(anneal)
 
 def _mirrored(curve):
     "Return `curve` run backwards."
@@ -119,6 +107,7 @@ MOMS = (0.95, 0.85, 0.95)   # fastai's default of a Learner's `moms`
 DIV_FACTOR = Bounds(ge=1, lt=inf)
 FRACTION = Bounds(ge=0, le=1)
 MOMENTUM = Bounds(ge=0, lt=1)
+N_CHECKED = 998   # Batches at which a user's own curve is checked; with those where phases meet, at most a thousand
 
 # %% ../nbs/01_schedule.ipynb #ea374221
 def _check_max_lr(value):
@@ -217,8 +206,8 @@ class OneCycleSchedule:
     # Momentum at the start, the peak and the end, or a pair `(high, low)`. `None`: the Learner's `moms`; `False`: leave
     # momentum alone
     moms:'Iterable[float]|Literal[False]|None' = None
-    # Shape of the curves: `'cos'`, `'linear'`, `'exp'`, a function `f(start, end, pos)`, or a pair of these for the
-    # rise and the fall
+    # Shape of the curves: `'cos'`, `'linear'`, `'exp'`, a function `f(start, end, pos)` of three floats, with `pos` from
+    # 0 to 1, or a pair of these for the rise and the fall
     anneal:str|tuple|Callable = 'cos'
     # Come down the way it went up, then anneal to the end in a third phase, as in the paper; needs `pct_start` of at
     # most 0.5
@@ -299,7 +288,8 @@ class OneCyclePlan:
     def __post_init__(self):
         for name in ('n_epoch', 'n_batch', 'n_groups'):
             object.__setattr__(self, name, check_whole(name, getattr(self, name)))
-        self._phases
+        batches = batches_to_draw(len(self), keep=self._knots, most=N_CHECKED)
+        if any(map(callable, self.schedule._anneals)): self.at(batches)
 
     def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # without what is computed
 
@@ -320,7 +310,7 @@ class OneCyclePlan:
         return values[:self.n_groups].T, None if self.schedule.moms is False else values[self.n_groups]
 
     @cached_property
-    def _phases(self): return _checked_phases(self)
+    def _phases(self): return _phases_of(self.schedule, self.peak, len(self) - 1, self.n_groups)
 
     @property
     def _knots(self): return [phase.end for phase in self._phases]
@@ -385,25 +375,3 @@ class OneCyclePlan:
     def _repr_html_(self):
         figure = np.ravel(self.plot())[0].figure
         return self._table_html() + figure_html(figure, 'Learning rate and momentum of every batch')
-
-# %% ../nbs/01_schedule.ipynb #f69bd59d
-N_CHECKED = 998   # Batches at which a user's own curve is checked; with those where phases meet, at most a thousand
-
-def _checked_phases(plan):
-    "Return the phases of `plan`, with the curves of the user's own checked and called with arrays if they take them."
-    phases = _phases_of(plan.schedule, plan.peak, len(plan) - 1, plan.n_groups)
-    if not any(isinstance(phase.curve, _OwnCurve) for phase in phases): return phases
-    batches = batches_to_draw(len(plan), keep=[phase.end for phase in phases], most=N_CHECKED).astype(float)
-    values = _follow(phases, batches)
-    for before, phase in zip(phases, phases[1:]):
-        if not isinstance(phase.curve, _OwnCurve): continue
-        inside = (before.end <= batches) & (batches <= phase.end)
-        phase.curve.in_arrays = True
-        phase.curve.in_arrays = _gives(values[:, inside], [before, phase], batches[inside])
-    return phases
-
-def _gives(values, phases, batches):
-    "Return whether `phases` give `values` at `batches`, without an error."
-    in_pairs = batches.repeat(2)   # since an array of one may pass as a number
-    try: return np.array_equal(_follow(phases, in_pairs)[:, ::2], values)
-    except Exception: return False
