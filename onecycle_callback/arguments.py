@@ -144,3 +144,16 @@ def accept_fastai_names(
     @wraps(f)
     def call(self, *args, **kwargs): return f(self, **resolve_names(f, args, kwargs))
     return call   # type: ignore[return-value]
+
+def as_code(
+    value # A number, a tuple, a function, …
+) -> str:
+    "Return `value` as Python code: a function by its name, and infinity as Python can read it."
+    if isinstance(value, tuple): return f'({", ".join(map(as_code, value))}{"," * (len(value) == 1)})'
+    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
+
+def as_arguments(
+    values:dict # By name
+) -> str: # `name=value, …`
+    "Return `values` as the arguments of a call in Python code."
+    return ', '.join(f'{name}={as_code(value)}' for name, value in values.items())

@@ -26,6 +26,11 @@ class TimedPlan(OneCyclePlan):
 
     def __len__(self): return N_TICKS + 1
 
+    @property
+    def length(self) -> dict:
+        "The length of the cycle, as arguments of `fit_one_cycle`."
+        return dict(minutes=self.minutes)
+
     def ticks(self,
         minutes # Time since the beginning, a number or an array
     ): # Whole numbers

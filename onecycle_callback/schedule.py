@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf, isfinite
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .arguments import (Bounds, COUNT, FINITE, POSITIVE, as_list, check_flag, check_number, check_whole)
-from .plot import batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers
+from .arguments import (
+    COUNT, FINITE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number, check_whole)
+from .explore import sliders
+from .plot import (
+    batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html)
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
 def anneal_cos(
@@ -52,17 +55,12 @@ def anneal_exp(
 ANNEALS = dict(cos=anneal_cos, linear=anneal_linear, exp=anneal_exp)
 
 # %% ../nbs/01_schedule.ipynb #330029b5
-def _text(value):
-    "Return `value` as Python code."
-    if isinstance(value, tuple): return f'({", ".join(map(_text, value))}{"," * (len(value) == 1)})'
-    return "float('inf')" if value == inf else getattr(value, '__qualname__', repr(value))
-
 def _called_with_floats(f):
     "Return `f`, a function of the user's own, as a curve for arrays; raises if it returns anything but finite numbers."
     def value(*args):
         y = f(*args)
         if isinstance(y, float) and isfinite(y): return y     # as nearly always; the text below takes longer than `f`
-        return check_number(f'the value that anneal returns, {_text(f)}{args},', y, FINITE)
+        return check_number(f'the value that anneal returns, {as_code(f)}{args},', y, FINITE)
     return np.vectorize(value, otypes=[float])
 
 def _curve(anneal):
@@ -72,11 +70,6 @@ def _curve(anneal):
 def _mirrored(curve):
     "Return `curve` run backwards."
     return lambda start, end, pos: curve(end, start, 1 - pos)
-
-# %% ../nbs/01_schedule.ipynb #77a9f812
-def as_arguments(values):
-    "Return `values`, by name, as the arguments of a call in Python code."
-    return ', '.join(f'{name}={_text(value)}' for name, value in values.items())
 
 # %% ../nbs/01_schedule.ipynb #9050aa2f
 class _Phase(NamedTuple):
@@ -206,8 +199,8 @@ class OneCycleSchedule:
     # Momentum at the start, the peak and the end, or a pair `(high, low)`. `None`: the Learner's `moms`; `False`: leave
     # momentum alone
     moms:'Iterable[float]|Literal[False]|None' = None
-    # Shape of the curves: `'cos'`, `'linear'`, `'exp'`, a function `f(start, end, pos)` of three floats, with `pos` from
-    # 0 to 1, or a pair of these for the rise and the fall
+    # Shape of the curves: `'cos'`, `'linear'`, `'exp'`, a function `f(start, end, pos)` of three floats, with `pos`
+    # from 0 to 1, or a pair of these for the rise and the fall
     anneal:str|tuple|Callable = 'cos'
     # Come down the way it went up, then anneal to the end in a third phase, as in the paper; needs `pct_start` of at
     # most 0.5
@@ -283,7 +276,6 @@ class OneCyclePlan:
     n_epoch:int # Number of epochs
     n_batch:int # Number of batches per epoch
     n_groups:int=1 # Number of parameter groups
-    explore:ClassVar[Callable[..., Any]] # Patched in by explore.py
 
     def __post_init__(self):
         for name in ('n_epoch', 'n_batch', 'n_groups'):
@@ -294,6 +286,11 @@ class OneCyclePlan:
     def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # without what is computed
 
     def __len__(self): return self.n_epoch * self.n_batch
+
+    @property
+    def length(self) -> dict:
+        "The length of the cycle, as arguments of `fit_one_cycle`."
+        return dict(cycle_len=self.n_epoch)
 
     @property
     def peak(self) -> int:
@@ -353,15 +350,6 @@ class OneCyclePlan:
         batches = np.arange(len(self))
         return batch_frame(dict(epoch=batches // self.n_batch, batch=batches), lr=self.lrs, mom=self.moms)
 
-    def _table_html(self):
-        "Return `table` as HTML. Of many epochs it holds the first, the last and those around the peak."
-        n, peak, most = self.n_epoch, self.peak // self.n_batch, pd.options.display.max_rows
-        if not most or n <= most: return self.table.to_html()
-        shown = [epoch for epoch in range(n) if epoch < 5 or abs(epoch - peak) <= 2 or epoch >= n - 5]
-        with_gaps = [row for before, epoch in zip([-1, *shown], shown)
-                     for row in ['...'] * (epoch > before + 1) + [epoch]]
-        return self.table.reindex(with_gaps).to_html(na_rep='...')
-
     def plot(self,
         ax=None, # Axes to draw on, one per picture; default new ones
         figsize:tuple[float, float]|None=None # Width and height in inches
@@ -374,4 +362,13 @@ class OneCyclePlan:
 
     def _repr_html_(self):
         figure = np.ravel(self.plot())[0].figure
-        return self._table_html() + figure_html(figure, 'Learning rate and momentum of every batch')
+        picture = figure_html(figure, 'Learning rate and momentum of every batch')
+        return table_html(self.table, self.peak // self.n_batch) + picture
+
+    def explore(self): # An ipywidgets box, which a notebook shows
+        """Show the plan's picture and table below sliders, with the call of `fit_one_cycle` that trains with it.
+
+        They are for `cycle_len`, `max_lr` (of the last parameter group), `div_factor`, `pct_start` and `final_div`, and
+        start at the plan's own values; the plan itself stays as it is. The axes don't move. Raises `ImportError` if
+        ipywidgets is missing."""
+        return sliders(self)

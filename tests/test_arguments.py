@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset
 from support.helpers import frozen_state, learner
 from onecycle_callback import CycleCheckpoint, OneCycle, OneCycleSchedule
 from onecycle_callback.arguments import (
-    POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, takes_fields_of)
+    POSITIVE, Bounds, accept_fastai_names, as_arguments, as_list, check_flag, check_number, check_whole,
+    takes_fields_of)
 
 nan, inf = math.nan, math.inf
 
@@ -248,8 +249,9 @@ def test_what_a_check_says(check, error, message):
 def test_whole_numbers_become_ints(): assert type(check_whole('n', np.int64(3))) is int
 
 @pytest.mark.parametrize('value, elements', [
-    ((1, 2), [1, 2]), (L(1, 2), [1, 2]), (np.array([1, 2]), [1, 2]), (torch.tensor([1, 2]), [1, 2]), (iter([1, 2]), [1, 2]),
-    (.1, None), ('cos', None), ({1, 2}, None), ({1: 2}, None), (np.array(1), None), (np.eye(2), None)], ids=repr)
+    ((1, 2), [1, 2]), (L(1, 2), [1, 2]), (np.array([1, 2]), [1, 2]), (torch.tensor([1, 2]), [1, 2]),
+    (iter([1, 2]), [1, 2]), (.1, None), ('cos', None), ({1, 2}, None), ({1: 2}, None), (np.array(1), None),
+    (np.eye(2), None)], ids=repr)
 def test_what_counts_as_a_list(value, elements): assert as_list(value) == elements
 
 # Arguments that are the fields of a dataclass, and fastai's names
@@ -280,3 +282,9 @@ def test_arguments_by_position_by_name_and_by_alias(call): assert call() == (.1,
     ids=['by its alias', 'by its name', 'too many', 'unknown', 'alias of what it lacks'])
 def test_arguments_that_do_not_fit(call, message):
     with pytest.raises(TypeError, match=message): call()
+
+def test_arguments_as_code():
+    values = dict(max_lr=(.1,), final_div=inf, moms=(.9, .8), anneal=returns_nan, three_phase=False)
+    text = as_arguments(values)
+    assert text == "max_lr=(0.1,), final_div=float('inf'), moms=(0.9, 0.8), anneal=returns_nan, three_phase=False"
+    assert eval(f'dict({text})') == values

@@ -105,8 +105,9 @@ def test_a_learner_without_bars_is_left_alone():
 
 # Loaders, and how fastai divides them among processes
 
-@pytest.mark.parametrize('make, n', [(lambda items: DataLoader(items, bs=4), 10), (lambda items: TfmdDL(items, bs=4), 10),
-                                     (lambda items: TfmdDL(items, bs=4, n=7), 7)], ids=['all', 'TfmdDL', 'a part'])
+@pytest.mark.parametrize('make, n', [
+    (lambda items: DataLoader(items, bs=4), 10), (lambda items: TfmdDL(items, bs=4), 10),
+    (lambda items: TfmdDL(items, bs=4, n=7), 7)], ids=['all', 'TfmdDL', 'a part'])
 def test_the_items_of_an_epoch(make, n): assert items_of(make(list(range(10)))) == n
 
 @pytest.mark.parametrize('loader', [DataLoader, torch.utils.data.DataLoader], ids=['fastai', 'torch'])

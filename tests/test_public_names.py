@@ -52,7 +52,8 @@ def test_its_table_describes_each_parameter(name):
 
 @pytest.mark.parametrize('now, gone', [
     ('a, b=1, *, c=2, d=3', []), ('a, b=1, *, d=3', ['c']), ('a, b=2, *, c=2', ['b']), ('b=1, a=0, *, c=2', ['a', 'b']),
-    ('a, c=2, b=1', ['c', 'b']), ('a, *, b=1, c=2', ['b'])], ids=['new', 'gone', 'default', 'order', 'kind', 'by keyword'])
+    ('a, c=2, b=1', ['c', 'b']), ('a, *, b=1, c=2', ['b'])],
+    ids=['new', 'gone', 'default', 'order', 'kind', 'by keyword'])
 def test_what_goes_missing_is_seen(now, gone): assert missing(parameters('a, b=1, *, c=2'), parameters(now)) == gone
 
 def test_all_that_is_exported_is_known(): assert set(onecycle_callback.__all__) <= set(KNOWN)
