@@ -39,6 +39,11 @@ from .schedule import OneCycleSchedule
 from .stream import has_length
 
 # %% ../nbs/06_compare.ipynb #55172e1a
+def _smoothed(losses):
+    "Return `losses` as moving averages over a tenth of the batches."
+    finite = losses.where(np.isfinite(losses))
+    return finite.ewm(span=max(1, len(losses) / 10)).mean().where(finite.notna())
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LRComparison:
     """How short cycles went, one for each of several `max_lr`: what `Learner.compare_max_lr` returns.
@@ -49,38 +54,30 @@ class LRComparison:
 
     def __repr__(self): return self.table.to_string()
 
-# %% ../nbs/06_compare.ipynb #adb908fb
-def _smoothed(losses):
-    "Return `losses` as moving averages over a tenth of the batches."
-    finite = losses.where(np.isfinite(losses))
-    return finite.ewm(span=max(1, len(losses) / 10)).mean().where(finite.notna())
+    def plot(self,
+        ax=None, # Axes to draw on; default new ones
+        figsize:tuple[float, float]|None=None # Width and height of new axes in inches
+    ): # The axes
+        "Draw the training loss of each cycle, smoothed, with its validation loss as a point at the end."
+        if ax is None: ax = plt.subplots(figsize=figsize or (7, 4.2), layout='constrained')[1]
+        curves, n = _smoothed(self.losses), len(self.losses)
+        diverged, ends = self.table.diverged, self.table.get('valid_loss', pd.Series(nan, self.table.index)).astype(float)
+        for max_lr, color in zip(curves, plt.cm.viridis(np.linspace(0, .9, len(diverged)))):
+            curve, name = curves[max_lr].dropna(), f'{max_lr:g}' if isinstance(max_lr, float) else max_lr
+            label, style = (f'{name} (diverged)', '--') if diverged[max_lr] else (name, '-')
+            ax.plot(curve.iloc[batches_to_draw(len(curve))], style, color=color, label=label)
+            ax.plot(n, ends[max_lr], 'o', color=color)
+        if ends.notna().any(): ax.plot([], [], 'o', color='0.5', label='validation loss')
+        shown = np.append(curves.loc[:, ~diverged], ends)
+        low, high = np.nanmin(shown, initial=inf), np.nanmax(shown, initial=-inf)
+        if low < high: ax.set_ylim(low - .05 * (high - low), high + .05 * (high - low))
+        ax.set(xlabel='batch', ylabel='loss')
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(title='max_lr', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+        return ax
 
-@patch
-def plot(self:LRComparison,
-    ax=None, # Axes to draw on; default new ones
-    figsize:tuple[float, float]|None=None # Width and height of new axes in inches
-): # The axes
-    "Draw the training loss of each cycle, smoothed, with its validation loss as a point at the end."
-    if ax is None: ax = plt.subplots(figsize=figsize or (7, 4.2), layout='constrained')[1]
-    curves, n = _smoothed(self.losses), len(self.losses)
-    diverged, ends = self.table.diverged, self.table.get('valid_loss', pd.Series(nan, self.table.index)).astype(float)
-    for max_lr, color in zip(curves, plt.cm.viridis(np.linspace(0, .9, len(diverged)))):
-        curve, name = curves[max_lr].dropna(), f'{max_lr:g}' if isinstance(max_lr, float) else max_lr
-        label, style = (f'{name} (diverged)', '--') if diverged[max_lr] else (name, '-')
-        ax.plot(curve.iloc[batches_to_draw(len(curve))], style, color=color, label=label)
-        ax.plot(n, ends[max_lr], 'o', color=color)
-    if ends.notna().any(): ax.plot([], [], 'o', color='0.5', label='validation loss')
-    shown = np.append(curves.loc[:, ~diverged], ends)
-    low, high = np.nanmin(shown, initial=inf), np.nanmax(shown, initial=-inf)
-    if low < high: ax.set_ylim(low - .05 * (high - low), high + .05 * (high - low))
-    ax.set(xlabel='batch', ylabel='loss')
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(title='max_lr', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
-    return ax
-
-@patch
-def _repr_html_(self:LRComparison):
-    return self.table.to_html() + figure_html(self.plot().figure, 'The loss of a short cycle with each max_lr')
+    def _repr_html_(self):
+        return self.table.to_html() + figure_html(self.plot().figure, 'The loss of a short cycle with each max_lr')
 
 # %% ../nbs/06_compare.ipynb #86b2dcf6
 def _label(max_lr):
