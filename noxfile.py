@@ -1,7 +1,11 @@
 """What one environment can't test: `nox --list` names the sessions, `nox -s "tests(newest)"` runs one of them."""
+import os
 import shutil
+import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import Popen
 from tempfile import TemporaryDirectory
 
 import nox
@@ -32,6 +36,32 @@ def tests(session, requirements):
     session.run('pip', 'list')
     left_out = [] if '.[dev]' in requirements else [f'--ignore=tests/{name}' for name in DOCS_TESTS]
     session.run('pytest', '-rs', *left_out, *session.posargs)
+
+
+# Other processors, numbers of threads, loads and orders
+
+CPUS = [*(nox.param(cpu, n_threads, 0, id=f'{cpu or "native"}-{n_threads}')
+          for cpu in ('default', 'avx2', None) for n_threads in (1, 4)),
+        nox.param(None, 1, os.cpu_count(), id='busy')]
+
+@nox.session(venv_backend='none')
+@nox.parametrize('cpu, n_threads, n_loops', CPUS)
+def cpus(session, cpu, n_threads, n_loops):
+    "Run the tests in the environment of nox with the instructions of another x86 processor, or beside busy loops."
+    with ExitStack() as loops:
+        for _ in range(n_loops): loops.callback(Popen([sys.executable, '-c', 'while True: pass']).kill)
+        session.run(sys.executable, '-m', 'pytest', '-rs', *session.posargs,
+                    env=dict(ATEN_CPU_CAPABILITY=cpu, OMP_NUM_THREADS=str(n_threads)))
+
+
+@nox.session(python='3.11')
+def random(session):
+    "Run each file of tests by itself, in three random orders."
+    session.install('-c', 'constraints.txt', '-e', '.[dev]', 'pytest-randomly')
+    for seed in 1, 2, 3:
+        for path in sorted(Path('tests').glob('test_*.py')):
+            session.run('pytest', '-n', '0', f'--randomly-seed={seed}', str(path), *session.posargs,
+                        success_codes=[0, 5])     # 5: `-m "not slow"` leaves none
 
 
 # Other libraries that train through fastai
