@@ -1,4 +1,7 @@
-"""`python -m docs` builds the site into _docs/html and writes README.md; `python -m docs readme` only does the latter."""
+"""Build the site into _docs/html, and write README.md.
+
+`python -m docs readme` only does the latter. `python -m docs pictures` saves the pictures in notebooks in fewer
+colours: run it after `nbdev-test --save`."""
 import argparse
 import os
 import shutil
@@ -13,8 +16,9 @@ def processed(only=''):
     import nbformat
     from nbdev.serve import proc_nbs
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', 'Found cells containing imports')   # nbdev runs such cells, including their other lines
-        folder = proc_nbs(force=True, file_glob=only, n_workers=0)           # fastai is imported once, not once per worker
+        # nbdev runs such cells, including their other lines
+        warnings.filterwarnings('error', 'Found cells containing imports')
+        folder = proc_nbs(force=True, file_glob=only, n_workers=0)     # fastai is imported once, not once per worker
     return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
 
 def write_readme(notebooks, cfg):
@@ -37,16 +41,21 @@ def write_pages(notebooks, cfg, folder):
     for path, nb in notebooks.items():
         out = page(nb, lib, site, known)
         if path.name == 'index.ipynb':
-            out.cells.append(nbformat.v4.new_markdown_cell(toctree(yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text()), cfg.nbs_path)))
+            sidebar = yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text())
+            out.cells.append(nbformat.v4.new_markdown_cell(toctree(sidebar, cfg.nbs_path)))
         target = folder / nbpath2html(path).with_suffix('.ipynb')
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(out, target)
 
 def main():
     parser = argparse.ArgumentParser(prog='python -m docs', description=__doc__)
-    parser.add_argument('what', nargs='?', choices=['readme'], help='write README.md only')
+    parser.add_argument('what', nargs='?', choices=['readme', 'pictures'], help='what to do instead of all that')
     what = parser.parse_args().what
     os.chdir(ROOT)
+    if what == 'pictures':
+        from docs.pictures import shrink
+        for path in sorted((ROOT / 'nbs').rglob('*.ipynb')): shrink(path)
+        return 0
     from nbdev.config import get_config
     cfg = get_config()
     notebooks = processed('index.ipynb' if what else '')
@@ -56,6 +65,7 @@ def main():
     source, out = ROOT / '_site_src', ROOT / '_docs'
     for folder in (source, out): shutil.rmtree(folder, ignore_errors=True)
     write_pages(notebooks, cfg, source)
-    return sphinx([*'-W --keep-going -n -q -E -b html'.split(), '-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'), str(source), str(out / 'html')])
+    return sphinx([*'-W --keep-going -n -q -E -b html'.split(), '-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'),
+                   str(source), str(out / 'html')])
 
 if __name__ == '__main__': sys.exit(main())

@@ -61,7 +61,8 @@ class LRComparison:
         "Draw the training loss of each cycle, smoothed, with its validation loss as a point at the end."
         if ax is None: ax = plt.subplots(figsize=figsize or (7, 4.2), layout='constrained')[1]
         curves, n = _smoothed(self.losses), len(self.losses)
-        diverged, ends = self.table.diverged, self.table.get('valid_loss', pd.Series(nan, self.table.index)).astype(float)
+        diverged = self.table.diverged
+        ends = self.table.get('valid_loss', pd.Series(nan, self.table.index)).astype(float)
         for max_lr, color in zip(curves, plt.cm.viridis(np.linspace(0, .9, len(diverged)))):
             curve, name = curves[max_lr].dropna(), f'{max_lr:g}' if isinstance(max_lr, float) else max_lr
             label, style = (f'{name} (diverged)', '--') if diverged[max_lr] else (name, '-')

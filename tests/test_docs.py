@@ -1,8 +1,9 @@
 """The rules by which a notebook becomes a page, and the index the README; test_site.py looks at the built pages."""
 import re
 import sys
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from importlib import import_module
+from io import BytesIO
 from textwrap import dedent
 
 import nbformat
@@ -11,11 +12,12 @@ import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from docs.bridge import (WARNING, alts, api_section, api_sections, as_png, code_cell, code_cells, frontmatter, halves,
-                         import_lines, local_link,
-                         markdown, members, one_header, options, page, parameter_table, shown_name, shown_width,
-                         signature, toctree, with_halves)
+from docs.bridge import (
+    WARNING, api_section, api_sections, code_cell, code_cells, frontmatter, import_lines, local_link, markdown, members,
+    one_header, options, page, parameter_table, shown_name, signature, toctree)
+from docs.pictures import alts, as_png, halves, opened, shrink, shown_width, with_halves
 from docs.readme import readme
+from PIL import Image
 from nbdev.showdoc import show_doc
 from torch import nn
 
@@ -50,13 +52,24 @@ def panels(*columns, width=1400):
     "A picture that is black in these `columns`, from a fraction of the width to another."
     pixels = np.full((40, width, 3), 255, 'uint8')
     for first, last in columns: pixels[10:30, round(first * width):round(last * width)] = 0
-    return as_png(pixels)
+    return as_png(Image.fromarray(pixels))
 
 def plotted(png, source="#| fig-alt: 'Left: a line. Right: a point'\nplot()"):
     return new_code_cell(source, outputs=[new_output('display_data', {'image/png': png})])
 
 def test_picture_is_shown_at_half_its_pixels():
     assert code_cell(plotted(panels(width=1234), 'plot()'), same).metadata.mystnb == {'image': {'width': '617px'}}
+
+def test_pictures_are_saved_in_few_colours_once(tmp_path):
+    colours, file, path = np.random.default_rng(0).integers(0, 256, (40, 60, 3), 'uint8'), BytesIO(), tmp_path / 'a.ipynb'
+    colours[:10] = 255
+    Image.fromarray(colours).save(file, 'png')
+    nbformat.write(new_notebook(cells=[plotted(b64encode(file.getvalue()).decode())]), path)
+    assert shrink(path) and not shrink(path)
+    image = opened(nbformat.read(path, 4).cells[0].outputs[0].data['image/png'])
+    pixels = np.asarray(image.convert('RGB'))
+    assert image.mode == 'P' and pixels.shape == colours.shape and (pixels[:10] == 255).all()
+    assert np.abs(pixels.astype(int) - colours).mean() < 15
 
 def test_a_wide_picture_is_cut_between_its_panels():
     left, right = halves(panels((.1, .45), (.6, .9)))
@@ -156,7 +169,7 @@ def test_which_cell_shows_a_name():
     assert shown_name(new_code_cell('x = show_doc')) is None and shown_name(new_markdown_cell('show_doc(a)')) is None
 
 def test_members_are_public_documented_and_no_events():
-    assert members(OneCyclePlan) == ['peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot']
+    assert members(OneCyclePlan) == ['length', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot', 'explore']
     assert members(OneCycleSchedule) == ['plan']
     assert 'start' in members(OneCycle) and not {'before_batch', 'learn', 'order'} & set(members(OneCycle))
 

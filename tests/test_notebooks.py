@@ -207,6 +207,12 @@ def test_a_line_fits_into_120_columns(folder):
              for line in path.read_text().splitlines() if not line.startswith('__all__')]
     assert len(lines) > 1000 and [each for each in lines if len(each[1]) > 120] == []
 
+def test_notebooks_are_small_and_hold_no_picture_twice():
+    texts = [path.read_bytes() for path in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts]
+    pictures = [png for text in texts for png in re.findall(rb'"image/png": "([^"]*)"', text)]
+    assert len(pictures) > 20 and len(set(pictures)) == len(pictures)
+    assert sum(map(len, texts)) < 5e6, 'python -m docs pictures makes the pictures smaller'
+
 def test_flake8():
     run = subprocess.run([sys.executable, '-m', 'flake8', 'onecycle_callback', 'docs', 'tests', 'benchmarks'], cwd=ROOT,
                          capture_output=True, text=True)
