@@ -64,6 +64,13 @@ def random(session):
                         success_codes=[0, 5])     # 5: `-m "not slow"` leaves none
 
 
+@nox.session(python='3.11')
+def all_cases(session):
+    "Run all cases of each matrix; `pytest` runs as many as tests/support/pairs.py chooses."
+    session.install('-c', 'constraints.txt', '-e', '.[dev]')
+    session.run('pytest', '-m', 'matrix', *session.posargs, env=dict(ALL_CASES='1'))
+
+
 # Other libraries that train through fastai
 
 CLIENTS = [

@@ -179,7 +179,7 @@ def main(
     torch.set_num_threads(1)
     if train: return train_for(train)
     lengths = [10**3, 10**6] if quick else [10**k for k in range(3, 8)]
-    rounds = {1: 1, 5: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
+    rounds = {1: 1} if quick else {1: 3, 5: 3, 50: 2, 1000: 1}   # by the number of groups
     df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])
     if not quick:
         head = f'# python benchmarks/scale.py\n{versions(*PACKAGES)}\n'

@@ -1,7 +1,7 @@
 """A cycle over a budget of time, by a clock that the tests move: a second per training batch, three per validation.
 
 The last batch is the one during which the budget runs out; its position is the end."""
-from functools import partial
+from functools import cache, partial
 
 import pytest
 from fastai.basics import Callback, CancelEpochException, CancelFitException, DataLoaders
@@ -166,11 +166,21 @@ def test_a_stream(time):
 
 def timed(path): return interrupted.learner(path)
 
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    "What an uninterrupted cycle of a minute gives, by how much longer its second validation takes."
+    @cache
+    def run(stall=0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clock, 'Clock', partial(Clock, time=(time := Time())))
+            learn = timed(tmp_path_factory.mktemp('uninterrupted'))
+            learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid_stalls={1: stall}))
+        return results(learn)
+    return run
+
 @pytest.mark.parametrize('every, at', [(None, 5), (None, 30), (1, 30), (1, 24), (4, 41), (1, 47)])
-def test_resumes_with_the_time_that_is_left(time, tmp_path, every, at):
-    calm = timed(tmp_path / 'calm')
-    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time))
-    expected = results(calm)
+def test_resumes_with_the_time_that_is_left(uninterrupted, time, tmp_path, every, at):
+    expected = uninterrupted()
     assert len(expected['losses']) == 51
     keep = CycleCheckpoint('run1', every=every)
     with pytest.raises(RuntimeError, match='interrupted'):
@@ -204,12 +214,10 @@ class FailsIn(Callback):
 
 @pytest.mark.parametrize('event, epoch, order',
                          [('after_epoch', 1, 20_000), ('before_validate', 2, 0), ('after_epoch', 2, 20_000)])
-def test_resumes_around_a_validation_beyond_the_budget(time, tmp_path, event, epoch, order):
+def test_resumes_around_a_validation_beyond_the_budget(uninterrupted, time, tmp_path, event, epoch, order):
     "The second validation uses up what is left. One batch follows, also if the crash is in between, and no other."
     def passes(): return Passes(time, valid_stalls={1: 60})
-    calm = timed(tmp_path / 'calm')
-    calm.fit_one_cycle(max_lr=.05, minutes=1, cbs=passes())
-    expected = results(calm)
+    expected = uninterrupted(60)
     assert len(expected['losses']) == 25
     keep = CycleCheckpoint('run1', every=1)
     with pytest.raises(RuntimeError, match='interrupted'):

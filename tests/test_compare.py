@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.helpers import collab, dataset, frozen_state, language_model, tabular, text_classifier, throw
 from support.helpers import learner as small_learner
+from support.pairs import pairs
 from onecycle_callback import OneCycle
 from onecycle_callback.compare import LRComparison
 
@@ -156,16 +157,13 @@ ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 
         'error with hooks': fails(RuntimeError, cbs=[ActivationStats]),
         'new optimizer': lambda learn: learn.compare_max_lr(LRS, reset_opt=True),
         'error in half precision': fails(RuntimeError, event='before_batch', at=0, cbs=[ModelToHalf])}
-endings = pytest.mark.parametrize('run', ENDS.values(), ids=ENDS)
 
 @pytest.mark.matrix
-@endings
-@pytest.mark.parametrize('trained', [False, True], ids=['new', 'trained'])
-@optimizers
-def test_all_is_put_back(tmp_path, opt_func, trained, run):
-    learn = learner(tmp_path, opt_func, trained=trained)
+@pytest.mark.parametrize('opt, history, end', pairs(OPTIMIZERS, ['new', 'trained'], ENDS))
+def test_all_is_put_back(tmp_path, opt, history, end):
+    learn = learner(tmp_path, OPTIMIZERS[opt], trained=history == 'trained')
     before = all_of(learn)
-    run(learn)
+    ENDS[end](learn)
     assert_untouched(learn, before)
 
 @pytest.mark.matrix

@@ -16,6 +16,7 @@ from torch import nn
 from support import interrupted
 from support.helpers import Spy, learner, tabular
 from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, results, rows
+from support.pairs import pairs
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -42,11 +43,8 @@ class Nested(Callback):
         try: self.act(learn)
         finally: self.is_busy = False
 
-nested = pytest.mark.parametrize('act', NESTED.values(), ids=NESTED)
-events = pytest.mark.parametrize('event', EVENTS)
-fits = pytest.mark.parametrize('fit', [lambda learn, cbs: learn.fit_one_cycle(3, .1, cbs=cbs),
-                                       lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])],
-                                       ids=['fit_one_cycle', 'OneCycle'])
+FITS = {'fit_one_cycle': lambda learn, cbs: learn.fit_one_cycle(3, .1, cbs=cbs),
+        'OneCycle': lambda learn, cbs: learn.fit(3, cbs=[OneCycle(.1), *cbs])}
 
 class Own(Spy):
     "Record the batches of the outer fit only."
@@ -56,14 +54,12 @@ class Own(Spy):
     def before_batch(self):
         if not self.nested.is_busy: super().before_batch()
 
-@fits
-@events
-@nested
-def test_the_cycle_trains_and_records_every_batch(fit, event, act):
-    learn, cb = learner(), Nested(event, act)
+@pytest.mark.parametrize('fit, event, act', pairs(FITS, EVENTS, NESTED))
+def test_the_cycle_trains_and_records_every_batch(capsys, fit, event, act):
+    learn, cb = learner(), Nested(event, NESTED[act])
     spy = Own(cb)
     plan = learn.preview_one_cycle(3, .1)
-    fit(learn, [cb, spy])
+    FITS[fit](learn, [cb, spy])
     assert spy.places == [(epoch, i) for epoch in range(3) for i in range(12)]
     assert [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist()
     assert [mom for mom, in spy.seen_moms] == plan.moms.tolist()
@@ -71,24 +67,17 @@ def test_the_cycle_trains_and_records_every_batch(fit, event, act):
     assert learn.recorder.plan == plan and learn.recorder.starts == {0: 0, 1: 12, 2: 24}
     assert learn.opt.hypers[0]['mom'] == .9 and learn.train_iter == 36
     assert len(learn.recorder.losses) == 36 and learn.recorder.iters == [12, 24, 36]
-
-@events
-@nested
-def test_bar_and_table(capsys, event, act):
-    learn = learner()
-    learn.fit_one_cycle(3, .1, cbs=Nested(event, act))
+    values = learn.recorder.values
     learn.fit_one_cycle(1, .1)
     out = capsys.readouterr().out
-    assert rows(out) == [0, 1, 2, 0] and all(len(v) == 2 for v in learn.recorder.values)
+    assert rows(out) == [0, 1, 2, 0] and all(len(v) == 2 for v in [*values, *learn.recorder.values])
     assert [epoch for epoch in epochs_shown(out) if epoch.endswith('/3')] == ['1/3', '2/3', '3/3']
 
-@events
-@nested
-@pytest.mark.parametrize('every', [None, 7])
-def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, event, act, every):
+@pytest.mark.parametrize('every, event, act', pairs([None, 7], EVENTS, NESTED))
+def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, every, event, act):
     def fit(cbs=(), folder=tmp_path, **kwargs):
         learn = interrupted.learner(folder)
-        learn.fit_one_cycle(N_EPOCH, .05, cbs=[Nested(event, act), *cbs], **kwargs)
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=[Nested(event, NESTED[act]), *cbs], **kwargs)
         return results(learn)
     keep = dict(checkpoint=CycleCheckpoint('run1', every=every))
     expected = fit(folder=tmp_path / 'calm')
@@ -104,7 +93,7 @@ def test_predictions_of_an_application(tmp_path, event, act):
     learn.fit_one_cycle(2, .01, cbs=Nested(event, lambda learn: act(learn, rows.iloc[0])))
     assert learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
 
-@nested
+@pytest.mark.parametrize('act', NESTED.values(), ids=NESTED)
 def test_the_learner_is_as_the_fit_left_it(act):
     "Nothing of the position or of the mode changes, not even inside a batch."
     before, after, learn = [], [], learner()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from torch import nn
 
 from support.helpers import fork
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
+from support.pairs import pairs
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.lock import RunLock
 
@@ -50,12 +51,13 @@ class Limit(Callback):
 
 early = pytest.mark.filterwarnings('ignore:The cycle was stopped early')
 
+STOPS = [('after_batch', 14, (1, 2)), ('after_batch', 24, (1, 12)), ('after_epoch', 20, (2, 0)),
+         ('after_batch', 40, (3, 4))]
+
 @early
-@pytest.mark.parametrize('order', [-20, 0, 100, 20_000])
-@pytest.mark.parametrize('every', [None, 7])
-@pytest.mark.parametrize('event, at, place', [('after_batch', 14, (1, 2)), ('after_batch', 24, (1, 12)),
-                                              ('after_epoch', 20, (2, 0)), ('after_batch', 40, (3, 4))])
-def test_a_limit_of_time_is_resumed_where_it_stopped(uninterrupted, tmp_path, capsys, event, at, place, every, order):
+@pytest.mark.parametrize('every, order, stop', pairs([None, 7], [-20, 0, 100, 20_000], STOPS), ids=str)
+def test_a_limit_of_time_is_resumed_where_it_stopped(uninterrupted, tmp_path, capsys, every, order, stop):
+    event, at, place = stop
     if order < -10: at -= 1      # such a callback sees the count of the batch before
     fit(tmp_path, every, Limit(event, at, order))
     epoch, n_done = place
@@ -470,15 +472,21 @@ LOADERS = {'own': tells_its_place, 'torchdata': torchdata_loader,
            'torchdata, a generator': partial(torchdata_loader, generator=new_generator),
            'torchdata, two workers': partial(torchdata_loader, workers=2)}
 
+@pytest.fixture(scope='module')
+def uninterrupted_with(tmp_path_factory):
+    @cache
+    def run(name):
+        learn = LOADERS[name](tmp_path_factory.mktemp('uninterrupted'))
+        learn.fit_one_cycle(N_EPOCH, .05)
+        return results(learn)
+    return run
+
 @pytest.mark.filterwarnings('ignore:.*random states inside the workers')
 @pytest.mark.parametrize('every, at', [(7, 30), (7, 36), (1, 12), (None, 30)])
 @pytest.mark.parametrize('name', LOADERS)
-def test_a_loader_with_a_state_is_asked_for_its_place(tmp_path, name, every, at):
+def test_a_loader_with_a_state_is_asked_for_its_place(uninterrupted_with, tmp_path, name, every, at):
     if 'torchdata' in name: pytest.importorskip('torchdata')
-    make = LOADERS[name]
-    calm = make(tmp_path)
-    calm.fit_one_cycle(N_EPOCH, .05)
-    expected = results(calm)
+    make, expected = LOADERS[name], uninterrupted_with(name)
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, every, Interrupt(at), make)
     n_left = N_EPOCH * N_BATCH - at // (every or N_BATCH) * (every or N_BATCH)
     LOADED.clear()

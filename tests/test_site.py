@@ -251,12 +251,17 @@ class Browser:
     def js(self, code): return self.driver.execute_script(code)
 
     def open(self, file, width=1280, mode='light'):
+        self.show(width, mode)
+        self.driver.get_log('browser')
+        self.driver.get(Path(file).as_uri())
+        return self
+
+    def show(self, width, mode='light'):
+        "Show the page in a window of another width, or in another mode, without loading it again."
         cdp = self.driver.execute_cdp_cmd
         cdp('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
         cdp('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=mode)]))
         self.width = width
-        self.driver.get_log('browser')
-        self.driver.get(Path(file).as_uri())
         return self
 
     @property
@@ -336,21 +341,24 @@ def headings_of(notebook, level):
     return [re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', h).replace('`', '').replace('*', '').replace("'", '’').strip()
             for h in found]
 
-@pytest.mark.parametrize('width, mode', [(1280, 'light'), (400, 'dark')])
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_page_in_a_browser(site, browser, name, width, mode):
-    browser.open(site / name, width, mode)
+def test_page_in_a_browser(site, browser, name):
+    "On a screen and, in dark mode, on a phone."
+    browser.open(site / name)
     assert browser.headings(1) == headings_of(NOTEBOOKS[name], 1)
     assert [h.replace("'", '’') for h in browser.headings(2)] == headings_of(NOTEBOOKS[name], 2)
-    assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in browser.pictures)
-    assert browser.overflow <= 0 and browser.small_text == []
-    has_wide_tables = name == 'design.html' or (name, width) == ('benchmarks/what_looking_costs.html', 400)
-    assert has_wide_tables or browser.scrolling == []
+    if not name.startswith('design'): assert browser.wrapped_code == []
+    for width, mode in ((1280, 'light'), (400, 'dark')):
+        browser.show(width, mode)
+        assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in browser.pictures)
+        assert browser.overflow <= 0 and browser.small_text == []
+        has_wide_tables = name == 'design.html' or (name, width) == ('benchmarks/what_looking_costs.html', 400)
+        assert has_wide_tables or browser.scrolling == [], width
     assert browser.errors == [] and browser.requests == []
-    if width == 1280 and not name.startswith('design'): assert browser.wrapped_code == []
 
-@pytest.mark.parametrize('width', [700, 900, 1024, 1200, 1330, 1400, 1600])
-def test_layout_at_any_width(site, browser, width): assert browser.open(site / 'learner.html', width).overflow <= 0
+def test_layout_at_any_width(site, browser):
+    browser.open(site / 'learner.html')
+    for width in (700, 900, 1024, 1200, 1330, 1400, 1600): assert browser.show(width).overflow <= 0, width
 
 def test_the_first_screen_answers_the_question(site, browser):
     "At 1280 by 800: the question, four answers, the picture, and three ways on."
@@ -371,7 +379,7 @@ HALVES = """return [...document.querySelectorAll('article .tag_half img, article
 def test_panels_stand_side_by_side_and_stack_on_a_phone(site, browser, name):
     (x, y), (x_right, y_right), *_ = browser.open(site / name).js(HALVES)
     assert y == y_right and x < x_right
-    (x, y), (x_below, y_below), *_ = browser.open(site / name, 400).js(HALVES)
+    (x, y), (x_below, y_below), *_ = browser.show(400).js(HALVES)
     assert x == x_below and y < y_below
 
 def test_dark_pages(site, browser):

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from support import interrupted
 from support.helpers import At, Spy, frozen_state, throw
 from support.interrupted import bars, epochs_shown, rows
+from support.pairs import pairs
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -178,8 +179,8 @@ def test_progress(capsys):
 
 def test_graph(monkeypatch):
     bounds = []
-    monkeypatch.setattr(progress.master_bar, 'update_graph', lambda self, lines, x_bounds,
-                        y_bounds: bounds.append(x_bounds))
+    monkeypatch.setattr(progress.master_bar, 'update_graph',
+                        lambda self, lines, x_bounds, y_bounds: bounds.append(x_bounds))
     learner().fit_one_cycle(3, .1, n_batch=5, cbs=ShowGraphCallback())
     assert bounds == [(0, 15)] * 3
 
@@ -266,9 +267,10 @@ def interrupt(learn, at, every, **kwargs):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize('every, at', [(None, 13), (None, 25), (None, 36), (1, 16), (1, 20), (1, 32), (3, 23), (7, 15)])
-@pytest.mark.parametrize('name', [name for name in STREAMS if 'worker' not in name])
-def test_resumes_with_the_same_bits(uninterrupted, tmp_path, name, every, at):
+@pytest.mark.parametrize('every, name, at', pairs([None, 1, 7], [name for name in STREAMS if 'worker' not in name],
+                                                  [13, 20, 32, 36]))
+def test_resumes_with_the_same_bits(uninterrupted, tmp_path, every, name, at):
+    "Interrupted within an epoch and a pass, at the end of an epoch, at the end of a pass, and in the third pass."
     interrupt(streaming(tmp_path, name), at, every)
     torch.rand(3), random.random()
     learn = streaming(tmp_path, name)
