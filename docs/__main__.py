@@ -23,8 +23,7 @@ def processed(only=''):
 
 def write_readme(notebooks, cfg):
     from docs.readme import readme
-    address = f'{cfg.git_url.replace("//github.com", "//raw.githubusercontent.com")}/{cfg.branch}'
-    text, pictures = readme(notebooks[Path('index.ipynb')], cfg.doc_url, address)
+    text, pictures = readme(notebooks[Path('index.ipynb')], cfg.doc_url)
     (ROOT / 'README.md').write_text(text)
     for path, data in pictures.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)

@@ -102,12 +102,6 @@ def markdown(text, site, known):
         return '\n'.join(callouts(part.split('\n')))
     return ''.join(part if i % 2 else prose(part) for i, part in enumerate(parts))
 
-def with_explorer(text):
-    "Return the cells of some Markdown, with the explorer where it says so."
-    before, mark, after = text.partition(explorer.MARK)
-    cell = nbformat.v4.new_markdown_cell
-    return [cell(before), *explorer.cells(), cell(after)] if mark else [cell(text)]
-
 def linked(text):
     "Link names in backticks, as nbdev does."
     return NbdevLookup().linkify(text) or ''
@@ -204,7 +198,9 @@ def page(nb, lib, site, known):
     about, sections = frontmatter(nb), api_sections(nb, lib)
     description = about.get('description', '')
     imports = import_lines([each for shown in sections.values() for each in shown], module_of(nb, lib), lib) if sections else ''
-    head = [f'# {about["title"]}', markdown(linked(description), site, known), f'```python\n{imports}\n```' if imports else '']
+    keywords = ', '.join(f'! {word}' for word in about.get('keywords', '').split(', ') if word)
+    index = f'```{{index}} {keywords}\n```' if keywords else ''   # what Sphinx's search finds first
+    head = [f'# {about["title"]}', index, markdown(linked(description), site, known), f'```python\n{imports}\n```' if imports else '']
     cells = [nbformat.v4.new_markdown_cell('\n\n'.join(filter(None, head)))]
     for cell in nb.cells[1:]:
         if cell.source.strip() == WARNING: continue
@@ -212,7 +208,8 @@ def page(nb, lib, site, known):
         if name:
             cells += [api_section(each, obj, site, known, 3 + (each != name)) for each, obj in sections.get(name, {}).items()]
         elif cell.cell_type == 'code': cells += code_cells(cell, lambda text: markdown(text, site, known))
-        else: cells += with_explorer(markdown(cell.source, site, known))
+        elif cell.source.strip() == explorer.MARK: cells = explorer.in_place(cells)
+        else: cells.append(nbformat.v4.new_markdown_cell(markdown(cell.source, site, known)))
     for i, cell in enumerate(cells): cell.id = f'cell-{i}'
     language = dict(name='python', pygments_lexer='ipython3')
     meta = dict(myst=dict(html_meta=dict(description=plain(description)))) if description else {}
