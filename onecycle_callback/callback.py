@@ -9,23 +9,22 @@ __all__ = ['BLOCK_SIZE', 'batches_per_epoch', 'prospective_opt', 'plan_for', 'Cy
 
 # %% ../nbs/02_callback.ipynb #c30b73d1
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import ClassVar
-from warnings import warn
 
 import numpy as np
 import torch
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
+from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 
 from .arguments import accept_fastai_names, check_whole, takes_fields_of
-from .fastai_internals import OneFitCallback, items_of
+from .fastai_internals import OneFitCallback, items_of, warn_user
 from .optimizer import OptAdapter
-from .schedule import OneCyclePlan, OneCycleSchedule
+from .schedule import OneCyclePlan, OneCycleSchedule, as_arguments
 from .stream import StreamCallback, has_length
 
 # %% ../nbs/02_callback.ipynb #ff6a28d3
@@ -139,7 +138,8 @@ def record(self:CycleRun):
 
 @patch
 def finish(self:CycleRun):
-    "Restore the momentum from before the cycle."
+    "Restore the momentum from before the cycle, and drop the rows to come."
+    self._rows = []
     if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
 # %% ../nbs/02_callback.ipynb #e1f95db3
@@ -155,16 +155,17 @@ class CycleArguments(OneCycleSchedule):
 takes_cycle = takes_fields_of(CycleArguments, n_positional=3)
 
 # %% ../nbs/02_callback.ipynb #48f127dc
-class OneCycle(OneFitCallback):
+class OneCycle(OneFitCallback, ParamScheduler):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
     The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
     values of `plan`, to the last bit. They are recorded in `recorder.hps`, which is complete however the fit ends; then
     momentum is restored. With `n_batch`, `dls.train` needs no length. Raises `ValueError` or `TypeError` for an
     argument that can't be used, here or when the callback is added to a `Learner` that it doesn't fit."""
-    order, run_valid = EarlyStoppingCallback.order + 1, False
+    order, run_valid, name = ParamScheduler.order, False, 'param_scheduler'     # where fastai's own is looked for
     schedule:OneCycleSchedule
     plan:OneCyclePlan|None
+    is_checked = False     # whether `fit_one_cycle` has checked it, with the optimizer that it will train
 
     @accept_fastai_names
     @takes_cycle
@@ -173,6 +174,15 @@ class OneCycle(OneFitCallback):
         self.schedule = OneCycleSchedule(**arguments)
         self.n_batch = n_batch if n_batch is None else check_whole('n_batch', n_batch)
         self.plan, self._cycle, self._stream = None, None, None
+        vars(self).update(self._arguments)     # where fastai's loggers look for them
+
+    @property
+    def _arguments(self):
+        return {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)} | dict(n_batch=self.n_batch)
+
+    def __repr__(self): return f'{type(self).__name__}({as_arguments(self._arguments)})'
+
+    def __format__(self, spec): return format(type(self).__name__, spec)     # what fastai's loggers call a callback
 
     @property
     def learn(self): return self.__dict__.get('_learn')
@@ -187,6 +197,21 @@ class OneCycle(OneFitCallback):
     def __getstate__(self):
         "Return what is copied or pickled: all but a running cycle, which belongs to this `Learner` and its optimizer."
         return super().__getstate__() | dict(_cycle=None)
+
+    @property
+    def scheds(self) -> dict:
+        "The value of each hyper-parameter as a function of `pct_train`, as fastai's loggers expect it while it trains."
+        if self.learn is None: return {}
+        plan = self.plan if self._cycle is not None else self.make_plan(self.learn, self.learn.n_epoch)
+        def lrs(pct): return plan.at([pct * len(plan)])[0][0]
+        def mom(pct): return plan.at([pct * len(plan)])[1][0]
+        return dict(lr=lrs) if plan.schedule.moms is False else dict(lr=lrs, mom=mom)
+
+    def run_epochs(self,
+        epochs:range # The epochs of the cycle to train
+    ):
+        "Have the fit run over `epochs` only."
+        self.epochs = epochs
 
     def __call__(self, event_name):
         "Handle the events that have a method here, and return at once for the others."
@@ -204,7 +229,7 @@ def refuse_second_cycle(
 def _check(self:OneCycle, learn):
     "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
     refuse_second_cycle(learn)
-    plan_for(self.schedule, learn, 1, n_batch=self.n_batch)
+    if not self.is_checked: plan_for(self.schedule, learn, 1, n_batch=self.n_batch)
     self._lrs_before = [] if learn.opt is None else OptAdapter(learn.opt).lrs
 
 @patch
@@ -265,14 +290,15 @@ def start(self:OneCycle):
     self._cycle.set_batch(self.first_batch())
     self._share_record()
     if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
-        warn('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')
+        warn_user('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')
 
 # %% ../nbs/02_callback.ipynb #97673b0d
 @patch
 def _share_record(self:OneCycle):
     "Put this record on `recorder.hps`, alongside what other schedulers recorded, and the plan on `recorder.plan`."
     if not hasattr(self.learn, 'recorder'): return
-    others = [cb.hps for cb in self.learn.cbs if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps')]
+    schedulers = [cb for cb in self.learn.cbs if isinstance(cb, ParamScheduler) and cb is not self]
+    others = [cb.hps for cb in schedulers if 'hps' in vars(cb)]
     self.learn.recorder.hps = {k: v for hps in [*others, self._cycle.hps] for k, v in hps.items()}
     self.learn.recorder.plan = self.plan
 
@@ -292,7 +318,14 @@ def after_batch(self:OneCycle):
 @patch
 def after_fit(self:OneCycle):
     "Restore momentum, and add what other schedulers recorded to the record."
-    if self._cycle is not None: self._share_record()
+    if self._cycle is None: return
+    self._share_record()
+    self._cycle.finish()
+
+@patch
+def fit_ended(self:OneCycle):
+    "Do what `after_fit` does once more, since callbacks that came later may have loaded a momentum or put up a record."
+    self.after_fit()
     self._finish()
 
 # %% ../nbs/02_callback.ipynb #dc5a27c3
@@ -304,8 +337,8 @@ def after_cancel_fit(self:OneCycle):
     if epoch + 1 >= n_epoch: return
     n_done, lr = len(self._cycle.hps['lr']), self._cycle.row[0][-1]
     peak = self.plan.at([self.plan.peak])[0][0, -1]
-    warn(f'The cycle was stopped early in epoch {epoch} of {n_epoch} (counted from 0), after {n_done} batches, '
-         f'at a learning rate of {lr:.3g}, {lr / peak:.0%} of its peak')
+    warn_user(f'The cycle was stopped early in epoch {epoch} of {n_epoch} (counted from 0), after {n_done} batches, '
+              f'at a learning rate of {lr:.3g}, {lr / peak:.0%} of its peak')
 
 # %% ../nbs/02_callback.ipynb #36ee9258
 @patch

@@ -1,15 +1,15 @@
 """A cycle by the clock: the place in it is the time that is used up"""
 
+import sys
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from warnings import warn
 
 import numpy as np
 import pandas as pd
 
 from .callback import OneCycle
-from .fastai_internals import show_epoch, show_no_total
+from .fastai_internals import show_epoch, show_no_total, warn_user
 from .plot import batch_frame, batches_to_draw, plot_hypers
 from .processes import from_rank_0, world_size
 from .schedule import OneCyclePlan
@@ -158,6 +158,7 @@ class TimedCycle(OneCycle):
         super().__init__(**arguments)
         self.minutes, self.clock = minutes, Clock(minutes)
         self._validation:float|None = None     # seconds that the last validation took
+        self._epochs = range(sys.maxsize)
 
     def make_plan(self,
         learn, # The `Learner`, left unchanged
@@ -172,12 +173,17 @@ class TimedCycle(OneCycle):
         "Return the tick of the clock."
         return self.clock.tick
 
-    def epochs(self,
+    def run_epochs(self,
         epochs:range # The epochs left, without an end
     ):
-        "Yield epochs until the last batch is trained, or the time is up and none is."
+        "Have the fit begin with the first of `epochs`."
+        self._epochs = epochs
+
+    @property
+    def epochs(self):
+        "Epochs until the last batch is trained, or the time is up and none is."
         clock, n_before = self.clock, None
-        for epoch in epochs:
+        for epoch in self._epochs:
             is_idle = clock.n == n_before     # a callback cancels each epoch before its first batch
             if clock.is_up or is_idle and from_rank_0(lambda: clock.now) >= clock.budget: return
             n_before = clock.n
@@ -222,8 +228,8 @@ class TimedCycle(OneCycle):
 
     def after_cancel_fit(self):
         if self._cycle is None or self.clock.is_up: return
-        warn(f'The cycle was stopped early after {self.clock.used / 60:.3g} of {self.minutes:.3g} minutes, '
-             f'at a learning rate of {self._cycle.row[0][-1]:.3g}')
+        warn_user(f'The cycle was stopped early after {self.clock.used / 60:.3g} of {self.minutes:.3g} minutes, '
+                  f'at a learning rate of {self._cycle.row[0][-1]:.3g}')
 
     def state_dict(self) -> dict:
         "Return what a checkpoint of the running cycle must keep: the clock too."

@@ -1,61 +1,32 @@
 """Every private name of fastai that is used here, each with its reason and a contract test"""
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from traceback import walk_tb
 from typing import Any
-from weakref import WeakKeyDictionary
+from warnings import warn
 
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastcore.foundation import L
 
-def _fit_epochs(learn, epochs, stopped):
-    "Do what `Learner._do_fit` does, over `epochs`; call `stopped` if a callback ends the fit."
-    start_clock(learn)
-    try:
-        for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
-    except CancelFitException:
-        if stopped is not None: stopped()
-        raise
-
-class OwnLoop:
-    "A loop of one fit, in place of the Learner's method of the same name."
-    def __init__(self,
-        run # What to call
-    ):
-        self.run = run
-
-    def __call__(self): return self.run()
-
-@contextmanager
-def fit_over(
-    learn, # The `Learner`
-    epochs:range, # The epochs to run
-    all_batches=None, # What to call instead of `Learner.all_batches`; default that method
-    stopped=None # What to call when a callback ends the fit, before any callback is told
-):
-    "Make the outermost fit of `learn` within this context run over `epochs`."
-    loops = dict(_do_fit=OwnLoop(partial(_fit_epochs, learn, epochs, stopped)))
-    if all_batches is not None: loops['all_batches'] = OwnLoop(all_batches)
-    vars(learn).update(loops)
-    try: yield
-    finally:
-        for name in loops: delattr(learn, name)
-
 def _bar(learn, name):
     "Return the progress bar of `learn` over the epochs (`'mbar'`) or the batches (`'pbar'`); `None` if it has none."
     return getattr(getattr(learn, 'progress', None), name, None)
+
+def _main_bar(learn):
+    "Return the part of the bar over the epochs that counts; `None` if there is none, or another kind of bar."
+    return getattr(_bar(learn, 'mbar'), 'main_bar', None)
 
 def start_clock(
     learn # The `Learner`
 ):
     "Prepare the progress bar over the epochs to start with any epoch."
-    bar = _bar(learn, 'mbar')
-    if not bar: return
-    bar.update(0)
-    bar.main_bar.first_its = learn.n_epoch
+    bar = _main_bar(learn)
+    if bar is None: return
+    learn.progress.mbar.update(0)
+    bar.first_its = learn.n_epoch
 
 def show_no_total(
     learn # The `Learner`
@@ -70,8 +41,8 @@ def show_epoch(
 ):
     "Make `epoch` the last one, of the fit and of the bar over the epochs."
     learn.n_epoch = epoch + 1
-    bar = _bar(learn, 'mbar')
-    if bar: bar.main_bar.total = bar.main_bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
+    bar = _main_bar(learn)
+    if bar is not None: bar.total = bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
 
 def cancelled_by() -> tuple: # The callback and the name of the event; `None` for both if it wasn't a callback
     "Return the callback that raised the exception that is being handled, and in which event of the fit."
@@ -116,10 +87,30 @@ def wrap_only(
     wrap = type(trainer)._wrap_dl
     vars(trainer)['_wrap_dl'] = lambda dl: wrap(trainer, dl) if should_wrap(dl) else dl
 
+_LIBRARIES = 'onecycle_callback', 'fastai', 'fastcore', 'contextlib'
+
+def warn_user(
+    message:str # What to say
+):
+    "Warn at the line of the user that led here; where warnings are errors, print it, since no fit should end for it."
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get('__name__', '').split('.')[0] in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    try: warn(message, stacklevel=level)
+    except UserWarning: print(message, file=sys.stderr)
+
 # Which fit a cycle belongs to: validations, fits and copies that callbacks make in between have no part in it
 
 class OneFitCallback(Callback):
     "A callback that has a part in the fit that it was added to, and in none that takes place inside it."
+    epochs:Any = None     # the epochs of the fit to run, a range or anything that yields them; `None` for all
+    stands_in:tuple = ()     # names of the Learner's methods for which its own stand in while the fit runs
+
+    def stopped(self):
+        "Note that a callback ends the fit, before any callback is told."
+
+    def fit_ended(self):
+        "Note that the fit is over, however it ended; all callbacks have been told."
 
 _POSITION = ('epoch', 'iter', 'n_iter', 'n_epoch', 'train_iter', 'pct_train', 'training', 'dl', 'xb', 'yb', 'pred',
              'loss', 'loss_grad', 'smooth_loss')
@@ -148,57 +139,149 @@ def _outer_restored(learn):
 
 @contextmanager
 def _outer_hidden(learn):
-    "Take the `OneFitCallback`s and the loops of the outer fit off `learn` during this context."
+    "Take the `OneFitCallback`s off `learn` during this context."
     hidden = [(i, cb) for i, cb in enumerate(learn.cbs) if isinstance(cb, OneFitCallback)]
-    loops = {name: value for name, value in vars(learn).items() if isinstance(value, OwnLoop)}
     learn.cbs = L(cb for cb in learn.cbs if not isinstance(cb, OneFitCallback))
-    for name in loops: delattr(learn, name)
     try: yield
     finally:
         for i, cb in hidden: learn.cbs.insert(i, cb)
-        vars(learn).update(loops)
 
-_fits: Any = WeakKeyDictionary()     # each `Learner` in a fit, with the callbacks that it had before
+class _StandIn(partial):
+    "A function that stands in for a method of one `Learner` while a fit runs."
 
 @contextmanager
-def _set_aside(learn):
-    "Keep the fit that is running, if it is one with a `OneFitCallback`, out of what happens in this context."
-    if learn not in _fits or not any(isinstance(cb, OneFitCallback) for cb in learn.cbs): yield
-    else:
-        with _outer_restored(learn), _outer_hidden(learn): yield
+def _standing_in(learn, **functions):
+    "Have `functions` stand in for the methods of `learn` of these names during this context."
+    before = {name: vars(learn)[name] for name in functions if name in vars(learn)}
+    vars(learn).update({name: _StandIn(function) for name, function in functions.items()})
+    try: yield
+    finally:
+        for name in functions: vars(learn).pop(name, None)
+        vars(learn).update(before)
+
+class _Fit:
+    "A fit with `OneFitCallback`s: it runs their epochs, and has no part in what callbacks do with the `Learner`."
+    def __init__(self,
+        learn, # The `Learner`
+        before:list # The callbacks that it had before the fit
+    ):
+        self.learn, self.before = learn, before
+        self.own = [cb for cb in learn.cbs if isinstance(cb, OneFitCallback)]
+        self.epochs = next((cb.epochs for cb in self.own if cb.epochs is not None), None)
+        self.has_begun = self.is_aside = False
+        self._entered, self._depth = ExitStack(), 0     # of a `with learn:` in between
+        self._call_one, self._validation_context, self._getstate = (
+            learn._call_one, learn.validation_context, learn.__getstate__)
+
+    @property
+    def stand_ins(self):
+        "What stands in for which methods of the `Learner`."
+        own = {name: partial(self._own_or, getattr(cb, name), getattr(self.learn, name))
+               for cb in self.own for name in cb.stands_in}
+        return own | dict(_call_one=self.call_one, validation_context=self.validation_context,
+                          __getstate__=self.getstate)
+
+    def _own_or(self, own, other, *args, **kwargs):
+        "Call `own`, or `other` in between."
+        return (other if self.is_aside else own)(*args, **kwargs)
+
+    def run(self, loop):
+        "Run the `loop` over the epochs."
+        if self.epochs is not None: start_clock(self.learn)
+        if self.epochs is not None and not isinstance(self.epochs, range): loop = partial(run_epochs, self.learn, self.epochs)
+        try: loop()
+        except CancelFitException:
+            for cb in self.own: cb.stopped()
+            raise
+
+    def _is_left_out(self, event_name):
+        "Return whether the event is one of an epoch that isn't among `epochs`, which is skipped."
+        if event_name not in _EPOCH_EVENTS or not isinstance(self.epochs, range): return False
+        if self.learn.epoch in self.epochs: return False
+        if event_name == 'before_epoch': raise CancelEpochException
+        if event_name == 'after_epoch': self.learn.epoch = min(self.learn.epoch, self.epochs.stop - 1)     # to end there
+        return True
+
+    def call_one(self, event_name):
+        "Call the callbacks, as `Learner._call_one` does."
+        if self.is_aside: return self._call_in_between(event_name)
+        if event_name == 'before_fit' and self.has_begun:     # `with learn:`
+            self._entered.enter_context(self.aside())
+            return self._call_in_between(event_name)
+        self.has_begun = True
+        if not self._is_left_out(event_name): self._call_one(event_name)
+
+    def _call_in_between(self, event_name):
+        "Call the callbacks, and note where a `with learn:` ends."
+        try: self._call_one(event_name)
+        except BaseException:
+            if event_name == 'before_fit' and self._depth == 0: self._entered.close()     # it wasn't entered
+            raise
+        self._depth += dict(before_fit=1, after_fit=-1).get(event_name, 0)
+        if self._depth == 0: self._entered.close()
+
+    @contextmanager
+    def aside(self):
+        "Keep this fit out of what happens in this context."
+        depth = self._depth
+        if self.is_aside:
+            try: yield
+            finally: self._depth = depth     # a fit that fails fires no `after_fit`
+            return
+        self.is_aside = True
+        try:
+            with _outer_restored(self.learn), _outer_hidden(self.learn): yield
+        finally: self.is_aside, self._depth = False, 0
+
+    def validation_context(self, *args, **kwargs):
+        "Return `Learner.validation_context`, which fastai's validations enter, as one that begins with `aside`."
+        contexts = self._validation_context(*args, **kwargs)
+        contexts.insert(0, self.aside())
+        return contexts
+
+    def getstate(self):
+        "Return the state of the `Learner` without what belongs to this fit."
+        def is_of_the_fit(v):
+            return isinstance(v, _StandIn) or isinstance(v, OneFitCallback) and not any(v is cb for cb in self.before)
+        state = {name: value for name, value in self._getstate().items() if not is_of_the_fit(value)}
+        return state | dict(cbs=L(cb for cb in self.learn.cbs if not is_of_the_fit(cb)))
+
+_EPOCH_EVENTS = {'before_epoch', 'after_cancel_epoch', 'after_epoch'}
+
+def run_epochs(
+    learn, # The `Learner`
+    epochs # Yields numbers of epochs
+):
+    "Do what `Learner._do_fit` does, over `epochs`."
+    for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+
+def _aside(learn):
+    "Return the context in which the fit of `learn` that is running, if it is one of a `_Fit`, has no part."
+    running = vars(learn).get('_call_one')
+    return running.func.__self__.aside() if isinstance(running, _StandIn) else nullcontext()
+
+def _run_fit(learn, before, loop, *events):
+    "Run a fit of `learn`, as `learn._with_events(loop, *events)` does; `before` are the callbacks that it had before."
+    fit = _Fit(learn, before)
+    if not fit.own: return learn._with_events(loop, *events)
+    try:
+        with _standing_in(learn, **fit.stand_ins): learn._with_events(partial(fit.run, loop), *events)
+    finally:
+        for cb in fit.own: cb.fit_ended()
 
 def _own_or_nested(fit):
-    "Return `Learner.fit` as one that tells a fit inside another from the outermost."
+    """Return `Learner.fit` as one that tells a fit inside another from the outermost, and its end from an error.
+
+    Its callbacks are all there when it calls `_with_events` for the first time."""
     @wraps(fit)
     def wrapped(self, *args, **kwargs):
-        if self in _fits:
-            with _set_aside(self): return fit(self, *args, **kwargs)
-        _fits[self] = list(self.cbs)
-        try: return fit(self, *args, **kwargs)
-        finally: _fits.pop(self, None)
-    return wrapped
-
-def _set_aside_during(validation_context):
-    "Return `Learner.validation_context`, which fastai's validations enter, as one that begins with `_set_aside`."
-    @wraps(validation_context)
-    def wrapped(self, *args, **kwargs):
-        contexts = validation_context(self, *args, **kwargs)
-        contexts.insert(0, _set_aside(self))
-        return contexts
+        with _aside(self), ExitStack() as until_it_begins:
+            before = list(self.cbs)
+            def begin(*events):
+                until_it_begins.close()
+                return _run_fit(self, before, *events)
+            until_it_begins.enter_context(_standing_in(self, _with_events=begin))
+            return fit(self, *args, **kwargs)
     return wrapped
 
 Learner.fit = _own_or_nested(Learner.fit)
-Learner.validation_context = _set_aside_during(Learner.validation_context)
-
-def _without_running_fit(getstate):
-    "Return `Learner.__getstate__` as one that leaves out what belongs to a running fit."
-    @wraps(getstate)
-    def wrapped(self):
-        before = _fits.get(self, self.cbs)
-        def was_before(v): return any(v is cb for cb in before)
-        def is_of_the_fit(v): return isinstance(v, OwnLoop) or isinstance(v, OneFitCallback) and not was_before(v)
-        state = {name: value for name, value in getstate(self).items() if not is_of_the_fit(value)}
-        return state | dict(cbs=L(cb for cb in self.cbs if not is_of_the_fit(cb)))
-    return wrapped
-
-Learner.__getstate__ = _without_running_fit(Learner.__getstate__)

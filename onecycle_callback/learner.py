@@ -24,7 +24,6 @@ from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_fl
                                          check_whole)
 from .callback import OneCycle, prospective_opt, refuse_second_cycle, takes_cycle
 from .clock import TimedCycle
-from .fastai_internals import fit_over
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
@@ -97,8 +96,9 @@ def _check_epochs(
 ) -> range: # The epochs to train
     "Return the epochs to train; raises if they aren't a part of the cycle."
     _check_cycle_len(cycle_len)
-    check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len - 1))
-    if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=start_epoch + 1, le=cycle_len))
+    check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len))
+    first = min(start_epoch + 1, cycle_len)
+    if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=first, le=cycle_len))
     return range(cycle_len)[start_epoch:stop_epoch]
 
 # %% ../nbs/04_learner.ipynb #61bdff3a
@@ -113,18 +113,20 @@ def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
 # %% ../nbs/04_learner.ipynb #098a38c1
 def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
               checkpoint=None, **arguments):
-    "Check a call of `fit_one_cycle`; return its `OneCycle`, epochs, `wd` and `ResumableRun`, if it has one."
+    "Check a call of `fit_one_cycle`; return its `OneCycle`, `wd` and `ResumableRun`, if it has one."
     if minutes is None: cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
     else: cycle, epochs = _timed(cycle_len, minutes, start_epoch, stop_epoch, **arguments), range(sys.maxsize)
+    if minutes is None and epochs != range(cycle_len): cycle.run_epochs(epochs)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
     opt, lr = prospective_opt(learn, reset_opt)
-    plan = cycle.make_plan(learn, cycle_len, (opt, lr))
+    plan, cycle.is_checked = cycle.make_plan(learn, cycle_len, (opt, lr)), True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
-    if checkpoint is None: return cycle, epochs, wds, None
+    if checkpoint is None: return cycle, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
-    return cycle, run.epochs, wds, run
+    cycle.run_epochs(run.epochs)
+    return cycle, wds, run
 
 # %% ../nbs/04_learner.ipynb #1b8eb1d4
 @patch
@@ -147,15 +149,15 @@ def fit_one_cycle(self:Learner,
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
     Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     cbs = L(cbs)
-    cycle, epochs, wd, run = validated(
+    cycle, wd, run = validated(
         self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch,
         stop_epoch=stop_epoch, checkpoint=checkpoint, **arguments)
+    if start_epoch == cycle_len: return     # as in fastai, nothing is left to train
     with nullcontext() if run is None else run.held():
-        if reset_opt or self.opt is None: self.create_opt()
-        if run is not None and run.is_complete: return run.finish()
-        if minutes is not None: epochs = cycle.epochs(epochs)
-        with fit_over(self, epochs, all_batches=run and run.all_batches, stopped=run and run.stopped):
-            self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs)
+        is_complete = run is not None and run.is_complete
+        if self.opt is None and not reset_opt or is_complete and reset_opt: self.create_opt()
+        if is_complete: return run.finish()
+        self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 @patch

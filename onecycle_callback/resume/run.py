@@ -25,6 +25,7 @@ from .state import loader_states, object_states, random_states, set_random_state
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
+    stands_in = 'all_batches',
     def __init__(self,
         learn, # The `Learner`
         file:Path, # Where the cycle is kept
