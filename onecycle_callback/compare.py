@@ -28,7 +28,7 @@ from fastcore.imports import noop
 from fastcore.meta import delegates
 
 from .arguments import accept_fastai_names, as_list
-from .callback import batches_per_epoch, prospective_opt
+from .callback import batches_per_epoch
 from .fastai_internals import has_persistent_workers
 from .learner import validated
 from .plot import batches_to_draw, figure_html
@@ -201,16 +201,21 @@ def _stays_out(cb):
 
 def _make_ready(learn):
     "Give `learn` an optimizer, if it has none, and only the callbacks that take part, a `Recorder` among them."
-    learn.opt, learn.lr = prospective_opt(learn)
+    if learn.opt is None: learn.create_opt()
     learn.logger = noop
     for cb in filter(_stays_out, learn.cbs): vars(learn).pop(cb.name, None)
     learn.cbs = L(cb for cb in learn.cbs if not _stays_out(cb))
     if not hasattr(learn, 'recorder'): learn.add_cb(Recorder())
 
 # %% ../nbs/06_compare.ipynb #58115e00
+def _hooks(learn):
+    "Return the hooks of each parameter of the model, which an optimizer may add: dictionaries, or `None`."
+    return [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in learn.model.parameters()]
+
 @contextmanager
 def _put_back(learn, cbs):
     "Within this context, `learn` is ready for short cycles; at its end, everything is as before. Yields a `Snapshot`."
+    hooks = [[dict(own or {}) for own in each] for each in _hooks(learn)]
     before, callbacks, start = dict(vars(learn)), [cb for cb in [*learn.cbs, *cbs] if isinstance(cb, Callback)], None
     def undo():
         try:
@@ -218,6 +223,10 @@ def _put_back(learn, cbs):
         finally:
             vars(learn).clear()
             vars(learn).update(before)
+            for now, own in zip(sum(_hooks(learn), ()), sum(hooks, [])):
+                if now is None: continue
+                now.clear()
+                now.update(own)
     try:
         _make_ready(learn)
         start = _Snapshot(learn, callbacks)

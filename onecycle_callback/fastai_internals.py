@@ -56,6 +56,12 @@ def items_of(
     "Return how many items one epoch of `dl` yields."
     return getattr(dl, 'partial_n', None) or dl.n
 
+def loaders_of(
+    dls # A `DataLoaders`, or anything that behaves as one
+) -> list:
+    "Return the data loaders of `dls`, the one for training first."
+    return getattr(dls, 'loaders', None) or [dls.train, dls[1]]     # as `Learner` gets at the one for validation
+
 def _worker_settings(loader):
     "Return the object that holds the settings of the workers of `loader`."
     return getattr(loader, '__dict__', {}).get('fake_l', loader)

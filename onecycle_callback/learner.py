@@ -22,7 +22,7 @@ from fastcore.meta import delegates
 
 from .arguments import (Bounds, POSITIVE, accept_fastai_names, as_list, check_flag, check_number,
                                          check_whole)
-from .callback import OneCycle, prospective_opt, refuse_second_cycle, takes_cycle
+from .callback import OneCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle
 from .clock import TimedCycle
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
@@ -120,6 +120,7 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
     refuse_second_cycle(learn)
+    if learn.opt is None and makes_its_own(learn): learn.create_opt()
     opt, lr = prospective_opt(learn, reset_opt)
     plan, cycle.is_checked = cycle.make_plan(learn, cycle_len, (opt, lr)), True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)

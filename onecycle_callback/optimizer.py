@@ -1,27 +1,37 @@
 """Read and write LR and momentum on any optimizer that fastai trains with"""
 
-from inspect import signature
+from inspect import Parameter, signature
 from operator import attrgetter
 
 import torch
-from fastai.optimizer import Lookahead, OptimWrapper
+from fastai.optimizer import Lookahead, OptimWrapper, Optimizer
+from fastcore.foundation import L
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+def _direct(opt):
+    """Return whose dictionaries hold the hyper-parameters of `opt`, and how to get at these.
+
+    `None` for both unless this is certain: fastai's own classes as they are, with groups that are all alike."""
+    if 'set_hyper' in getattr(opt, '__dict__', ()): return None, None
+    if type(opt) is Lookahead: return _direct(opt.opt)
+    if type(opt) is Optimizer: return opt, attrgetter('hypers.items')
+    is_plain = type(opt) is OptimWrapper and all(g.keys() == opt.opt.param_groups[0].keys() for g in opt.opt.param_groups)
+    return (opt.opt, attrgetter('param_groups')) if is_plain else (None, None)
 
 class OptAdapter:
     """LR and momentum of the parameter groups of `opt`.
 
+    The dictionaries of fastai's own classes are written to directly, all else by `set_hyper`, as fastai does.
     `mom_path` says where a group keeps its momentum: `mom`, `momentum`, or `betas__0` for the first of a tuple. It is
     `None` if the optimizer has no momentum: Adagrad has none, and fastai's `SGD(mom=0)` never reads its own."""
     def __init__(self,
-        opt # A fastai `Optimizer`, an `OptimWrapper`, or a `Lookahead` around one
+        opt # Whatever fastai trains with: an `Optimizer`, an `OptimWrapper`, or what behaves as one
     ):
-        self.name = opt_name(opt)
-        if isinstance(opt, Lookahead): opt = opt.opt
-        if isinstance(opt, OptimWrapper):
-            self._holder, self._groups = opt.opt, attrgetter('param_groups')
-            self.mom_path:str|None = opt.bwd_map.get('mom')
-        else:
-            self._holder, self._groups = opt, attrgetter('hypers.items')
-            self.mom_path = 'mom' if _reads_mom(opt) else None
+        self.opt, self.name = opt, opt_name(opt)
+        self._holder, self._groups = _direct(opt)
+        self.mom_path:str|None = 'mom' if _has_mom(opt) else None
+        if self.mom_path and isinstance(self._holder, torch.optim.Optimizer):
+            self.mom_path = (opt.opt if type(opt) is Lookahead else opt).bwd_map['mom']
         self._mom_key, _, index = (self.mom_path or '').partition('__')
         self._mom_index = int(index) if index else None
 
@@ -32,8 +42,10 @@ class OptAdapter:
 
     @property
     def groups(self) -> list:
-        "The dictionary of each parameter group. It is looked up each time: loading a state replaces it."
-        return self._groups(self._holder)
+        """The dictionary of each parameter group: the optimizer's own if these are certain, or else what it shows.
+
+        It is looked up each time: loading a state replaces it."""
+        return list(self.opt.hypers) if self._holder is None else self._groups(self._holder)
 
     @property
     def lrs(self) -> list:
@@ -42,14 +54,17 @@ class OptAdapter:
 
     @property
     def moms(self) -> list:
-        "The momentum of each group."
-        if self._mom_index is None: return [g[self._mom_key] for g in self.groups]
+        "The momentum of each group, `None` where a group has none."
+        if self._mom_index is None: return [g.get(self._mom_key) for g in self.groups]
         return [g[self._mom_key][self._mom_index] for g in self.groups]
 
     def set_moms(self,
-        moms:list # One momentum per group
+        moms:list # One momentum per group, `None` where it had none
     ):
         "Set the momentum of each group; the other numbers of a tuple stay."
+        if self._holder is None:
+            some = next(mom for mom in moms if mom is not None)
+            return self.opt.set_hyper('mom', [some if mom is None else mom for mom in moms])
         for g, mom in zip(self.groups, moms):
             if self._mom_index is None: g[self._mom_key] = mom
             else: g[self._mom_key] = tuple(mom if i == self._mom_index else b for i, b in enumerate(g[self._mom_key]))
@@ -58,7 +73,11 @@ class OptAdapter:
         with_mom:bool # Whether to set momentum too
     ): # `write(lrs, mom)`
         "Return the function that sets the LR of each group, and one momentum for all."
-        holder, groups, key = self._holder, self._groups, self._mom_key
+        opt, holder, groups, key = self.opt, self._holder, self._groups, self._mom_key
+
+        def as_fastai(lrs, mom):
+            opt.set_hyper('lr', lrs)
+            if with_mom: opt.set_hyper('mom', mom)
 
         def lr_only(lrs, mom):
             for g, lr in zip(groups(holder), lrs): g['lr'] = lr
@@ -79,6 +98,7 @@ class OptAdapter:
                 else: g['lr'] = lr
             if with_mom: self.set_moms([mom] * len(lrs))
 
+        if holder is None: return as_fastai
         if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return general
         if not with_mom: return lr_only
         if self._mom_index is None: return plain
@@ -88,6 +108,7 @@ class OptAdapter:
         lrs:list # The LR of each group before the fit
     ):
         "Put back the LRs that were tensors, a separate tensor for each group."
+        if self._holder is None: return
         for g, lr in zip(self.groups, lrs):
             if isinstance(lr, torch.Tensor): g['lr'] = lr
         seen = set()
@@ -101,15 +122,45 @@ class OptAdapter:
         if not isinstance(self._holder, torch.optim.RMSprop): return
         for p, state in self._holder.state.items(): state.setdefault('momentum_buffer', torch.zeros_like(p))
 
-def _reads_mom(opt):
-    "Return whether a step of the fastai optimizer `opt` reads `mom`."
-    return any('mom' in signature(step).parameters for step in opt.cbs)
+def _may_read_mom(step, has_mom):
+    "Return whether `step` of a fastai optimizer reads `mom`: by name, or perhaps from `**kwargs` if there is one."
+    params = signature(step).parameters
+    if 'mom' in params: return True
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in params.values())
+    return has_mom and takes_any and getattr(step, 'func', step).__module__ != Optimizer.__module__
+
+def _has_mom(opt):
+    "Return whether `opt` has a momentum that takes effect."
+    has_mom = any('mom' in h for h in opt.hypers)
+    if type(opt) is Lookahead: return _has_mom(opt.opt)
+    if not isinstance(opt, Optimizer) or not hasattr(opt, 'cbs'): return has_mom
+    return any(_may_read_mom(step, has_mom) for step in opt.cbs)
 
 def opt_name(
-    opt # A fastai `Optimizer`, an `OptimWrapper`, or a `Lookahead` around one
+    opt # Whatever fastai trains with
 ) -> str:
-    "Return what users call `opt`: the class of a torch optimizer, or the steps of a fastai one."
-    if isinstance(opt, Lookahead): return f'Lookahead({opt_name(opt.opt)})'
+    "Return what users call `opt`: the class of a torch optimizer, the steps of a fastai one, or else its own class."
+    if type(opt) is Lookahead: return f'Lookahead({opt_name(opt.opt)})'
     if isinstance(opt, OptimWrapper): return type(opt.opt).__name__
+    if not isinstance(opt, Optimizer) or not hasattr(opt, 'cbs'): return type(opt).__name__
     steps = [getattr(step, 'func', step).__name__ for step in opt.cbs]
     return f'this {type(opt).__name__} (steps: {", ".join(steps)})'
+
+def _stand_in(p):
+    "Return a parameter as `p` looks, without memory of its own."
+    if is_lazy(p): return UninitializedParameter(p.requires_grad, p.device, p.dtype)
+    return torch.nn.Parameter(torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape), p.requires_grad)
+
+def stand_ins(
+    groups # What a `splitter` returns
+): # The same with other parameters
+    "Return `groups` with stand-ins for their parameters, so that a look at an optimizer leaves the model's alone."
+    known:dict = {}
+    def stand_in(value):
+        if isinstance(value, torch.Tensor):
+            if value not in known: known[value] = _stand_in(value)
+            return known[value]
+        if isinstance(value, dict): return {name: stand_in(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple, L)): return type(value)(stand_in(item) for item in value)
+        return value
+    return stand_in(groups)
