@@ -234,7 +234,7 @@ def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
     monkeypatch.setattr(subprocess, 'run', run_forked)
-    threads, names = torch.get_num_threads(), dict(__name__='page')
+    threads, dtype, names = torch.get_num_threads(), torch.get_default_dtype(), dict(__name__='page')
     try:
         with plt.rc_context():
             for cell in nbformat.read(page, 4).cells:
@@ -243,5 +243,7 @@ def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
                 code = re.sub(r'^learn\.(remove_cb\(learn\.progress\)|logger = ).*', 'pass', code, flags=re.MULTILINE)
                 exec(compile(code, page.name, 'exec'), names)
                 plt.close('all')
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
     assert re.search(r'100\.00% \[(\d+)/\1 ', capsys.readouterr().out)
