@@ -3,6 +3,7 @@ import pytest
 import torch
 from fastai.learner import load_learner
 
+import onecycle_callback  # noqa: F401
 from support.helpers import Spy, collab, language_model, tabular, text_classifier, vision
 
 pytestmark = pytest.mark.matrix

@@ -15,6 +15,7 @@ from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 
+import onecycle_callback  # noqa: F401
 from support.helpers import ROOT, Spy, groups_of, learner
 
 pytestmark = pytest.mark.matrix

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, OptimWrapper, partial
 
+import onecycle_callback  # noqa: F401
 from support.helpers import Spy, frozen_state, learner
 
 pytestmark = pytest.mark.matrix

@@ -8,6 +8,7 @@ from torch import nn
 from fastai.basics import Adam, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial
 from fastai.optimizer import Lamb, Larc, Lookahead, QHAdam, RAdam, RMSProp, ranger
 
+import onecycle_callback  # noqa: F401
 from support.helpers import Spy, groups_of, learner
 from onecycle_callback.optimizer import OptAdapter
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from fastai.basics import SGD, partial
 
+import onecycle_callback  # noqa: F401
 from support.helpers import learner
 
 def run(n_batch=12, **kwargs):
