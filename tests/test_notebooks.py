@@ -33,7 +33,7 @@ def files(root):
 def changed(before, after, same=eq):
     return sorted(name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name)))
 
-# Processors round sums differently, and training makes more of it: by a 4,000th at the end of a page's longest cycle,
+# Processors round sums differently, and training makes more of it: by a 6,000th at the end of one page's three epochs,
 # between one with AVX-512 and one without AVX. A page that shows a number which differs by more is to show less of it.
 TOLERANCE = 1e-3
 NUMBER = re.compile(r'(?<![\w.])-?\d+\.\d+(?:e[-+]?\d+)?(?!\w|\.\d)')     # any other, a count or a version, is a word
