@@ -9,10 +9,10 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
 
+# These take longest, the longest first
 FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py',
-         'test_benchmarks.py',
-         'test_optimizer.py', 'test_runs.py', 'test_resume_state.py',
-         'test_stream.py')     # take longest, the longest first
+         'test_resume_state.py', 'test_runs.py', 'test_explorer.py', 'test_benchmarks.py', 'test_clock.py',
+         'test_compare.py', 'test_nested.py', 'test_stream.py')
 
 def is_first_case(item):
     "Whether each parameter has its first value. Not the first to be met: pytest-randomly shuffles the items."
