@@ -9,7 +9,6 @@ time.
 `--hostile 200` does worse things to other Learners, see benchmarks/hostile.py, until so many processes were killed.
 `--cost-only` shows what a save costs instead, see benchmarks/saves.py."""
 import os
-import re
 import resource
 import signal
 import sys
@@ -26,9 +25,12 @@ from fastcore.script import call_parse
 from sklearn.datasets import load_digits
 from torch import nn
 
+from hostile import hostile as attack
+from kills import NAME, Kill, is_torn, resumes, same, unfinished_save
 from onecycle_callback import CycleCheckpoint
+from saves import costs
 
-EPOCHS, EVERY, NAME = 4, 7, 'crash'
+EPOCHS, EVERY = 4, 7
 
 def learner(folder):
     "Make the same `Learner` at each start of the script, with all its default callbacks."
@@ -49,30 +51,6 @@ class Disturb(Callback):
         if self.train_iter == self.until: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if self.train_iter == self.at and self.error: raise self.error
 
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-
-class Kill(Callback):
-    "Kill this process after its `n`th batch, or in its `n`th save: with half of the file written, or all of it under its temporary name."
-    order, places = 20_000, ('batch', 'half a file', 'whole file')
-    def __init__(self, place, n): self.place, self.n = place, n
-
-    def before_fit(self):
-        left, replace = self.n, os.replace
-        def is_reached(place):
-            nonlocal left
-            left -= place == self.place
-            return left == 0
-        def replace_or_die(part, path):
-            if is_reached('half a file'):
-                os.truncate(part, os.path.getsize(part) // 2)
-                die()
-            if is_reached('whole file'): die()
-            replace(part, path)
-        os.replace, self.is_reached = replace_or_die, is_reached
-
-    def after_batch(self):
-        if self.training and self.is_reached('batch'): die()
-
 def child(folder, checkpoint, disturb=None):
     "Run one process: train, and write the result to a file."
     torch.set_num_threads(1)
@@ -90,35 +68,7 @@ def start(folder, checkpoint=True, disturb=None):
     process.start()
     return process
 
-def same(a, b):
-    "Check whether two results are equal in every bit."
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
 def result(folder): return torch.load(folder/'result', weights_only=True)
-
-def checkpoint_file(folder): return folder/'models'/f'{NAME}.cycle'
-
-def unfinished_save(folder):
-    "Return when the file of a save that was not finished was written, `None` if there is none."
-    for part in (folder/'models').glob(f'{NAME}.cycle.*.part'):
-        try: return part.stat().st_mtime_ns
-        except FileNotFoundError: pass
-    return None
-
-def is_torn(folder):
-    "Check whether there is a checkpoint that cannot be read."
-    path = checkpoint_file(folder)
-    try: torch.load(path, weights_only=True) if path.exists() else None
-    except Exception: return True
-    return False
-
-def resumes(folder):
-    "Return the epoch and the batch of each resume in the log."
-    found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", (folder/'log').read_text())
-    return [(int(epoch), int(batch)) for epoch, batch in found]
 
 def kill_soon(process, folder, duration, rng):
     "Kill a child at a random moment or in the middle of a save, unless it ends first."
@@ -190,11 +140,6 @@ def main(
     cost_only:bool=False # Only measure the cost of a save
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."
-    if cost_only:
-        from saves import costs
-        return print(costs().round(2).to_string())
-    if hostile is not None:
-        from hostile import hostile as attack
-        figures = attack(hostile, seed)
-    else: figures = crash(runs, seed, n_kills=kills)
+    if cost_only: return print(costs().round(2).to_string())
+    figures = crash(runs, seed, n_kills=kills) if hostile is None else attack(hostile, seed)
     for k, v in figures.items(): print(f'{k}: {v}')

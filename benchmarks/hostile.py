@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
-from crash import NAME, Kill, checkpoint_file, is_torn, resumes, same, unfinished_save
+from kills import NAME, Kill, checkpoint_file, is_torn, resumes, same, unfinished_save
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_state
 
