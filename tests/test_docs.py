@@ -12,9 +12,10 @@ import pytest
 from fastai.learner import Learner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
+from docs.api import api_section, import_lines, members, parameter_table, signature
 from docs.bridge import (
-    WARNING, api_section, api_sections, code_cell, code_cells, frontmatter, import_lines, local_link, markdown, members,
-    one_header, options, page, parameter_table, shown_name, signature, toctree)
+    WARNING, api_sections, code_cell, code_cells, frontmatter, one_header, options, page, shown_name, toctree)
+from docs.links import local_link, markdown
 from docs.pictures import alts, as_png, halves, opened, shrink, shown_width, with_halves
 from docs.readme import readme
 from PIL import Image

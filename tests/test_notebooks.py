@@ -200,12 +200,12 @@ def test_unwanted_output_is_seen(text):
     assert not unwanted(dict(output_type='display_data',
                              data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
-@pytest.mark.parametrize('folder', ['onecycle_callback', 'tests'])
+@pytest.mark.parametrize('folder', ['onecycle_callback', 'docs', 'tests'])
 def test_a_line_fits_into_120_columns(folder):
     "Except for `__all__` and `_modidx.py`, which nbdev writes."
     lines = [(path.name, line) for path in (ROOT / folder).rglob('*.py') if path.name != '_modidx.py'
              for line in path.read_text().splitlines() if not line.startswith('__all__')]
-    assert len(lines) > 1000 and [each for each in lines if len(each[1]) > 120] == []
+    assert len(lines) > 500 and [each for each in lines if len(each[1]) > 120] == []
 
 def test_notebooks_are_small_and_hold_no_picture_twice():
     texts = [path.read_bytes() for path in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts]
