@@ -62,7 +62,8 @@ def test_picture_is_shown_at_half_its_pixels():
     assert code_cell(plotted(panels(width=1234), 'plot()'), same).metadata.mystnb == {'image': {'width': '617px'}}
 
 def test_pictures_are_saved_in_few_colours_once(tmp_path):
-    colours, file, path = np.random.default_rng(0).integers(0, 256, (40, 60, 3), 'uint8'), BytesIO(), tmp_path / 'a.ipynb'
+    colours = np.random.default_rng(0).integers(0, 256, (40, 60, 3), 'uint8')
+    file, path = BytesIO(), tmp_path / 'a.ipynb'
     colours[:10] = 255
     Image.fromarray(colours).save(file, 'png')
     nbformat.write(new_notebook(cells=[plotted(b64encode(file.getvalue()).decode())]), path)

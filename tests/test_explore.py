@@ -1,4 +1,4 @@
-"""The controls of `OneCyclePlan.explore`: moved by a program, the page read back and compared with plans made by hand."""
+"""The controls of `OneCyclePlan.explore`: moved by a program, and the page compared with plans made by hand."""
 import re
 import subprocess
 import sys

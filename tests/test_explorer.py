@@ -169,7 +169,8 @@ def test_what_the_package_refuses_is_refused(explorer, name, text, allowed):
     assert explorer.field(name).get_attribute('aria-invalid') == 'false'
 
 @pytest.mark.parametrize('typed', [
-    {}, dict(n_batch='1563', pct_start='0.123'), dict(final_div='inf'), dict(final_div='100000', pct_start='0'), dict(cycle_len='3', max_lr='1e-7', div_factor='1')],
+    {}, dict(n_batch='1563', pct_start='0.123'), dict(final_div='inf'), dict(final_div='100000', pct_start='0'),
+    dict(cycle_len='3', max_lr='1e-7', div_factor='1')],
     ids=str)
 def test_the_copied_line_trains_with_the_plan(explorer, typed):
     for name, text in typed.items(): explorer.type(name, text)

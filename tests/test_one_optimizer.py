@@ -1,4 +1,4 @@
-"""A look ahead leaves the model's parameters alone, and whatever stands in for a fastai optimizer trains as it does there."""
+"""A look ahead leaves the model's parameters alone, and what stands in for a fastai optimizer trains as there."""
 import pytest
 import torch
 from torch import nn
@@ -111,7 +111,9 @@ def test_groups_with_different_settings():
     learn, seen = learner(n_groups=2), []
     learn.opt_func = OptimWrapper(opt=Mixed(layers(learn.model)))
     class Look(Callback):
-        def after_step(self): seen.append([g['lr'] for g in self.opt.opt.param_groups] + [self.opt.opt.param_groups[0]['momentum']])
+        def after_step(self):
+            groups = self.opt.opt.param_groups
+            seen.append([g['lr'] for g in groups] + [groups[0]['momentum']])
     learn.fit_one_cycle(1, .1, cbs=Look())
     plan = learn.recorder.plan
     assert seen == [[*lrs, mom] for lrs, mom in zip(plan.lrs.tolist(), plan.moms.tolist())]

@@ -1,4 +1,4 @@
-"""What both explorers, the sliders in a notebook and those of the site, are moved to, and the plan that they must show."""
+"""What both explorers, in a notebook and on the site, are moved to, and the plan that they must show."""
 from types import SimpleNamespace
 
 import numpy as np
