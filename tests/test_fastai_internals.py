@@ -2,7 +2,6 @@
 
 If an upgrade breaks something, it shows here first."""
 import copy
-from contextlib import nullcontext
 from inspect import signature
 from types import SimpleNamespace
 
@@ -14,8 +13,8 @@ from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
 
 from support.helpers import learner
 from onecycle_callback.fastai_internals import (
-    OneFitCallback, cancelled_by, fit_over, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total,
-    start_clock, wrap_only)
+    OneFitCallback, cancelled_by, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total, start_clock,
+    wrap_only)
 
 def bars(**kwargs): return SimpleNamespace(progress=SimpleNamespace(**kwargs), n_epoch=200)
 
@@ -26,27 +25,39 @@ class Events(Callback):
     def __init__(self): self.seen = []
     def __call__(self, name): self.seen.append((getattr(self.learn, 'epoch', None), name))
 
+class Over(OneFitCallback):
+    "Let a fit run over `epochs`."
+    def __init__(self, epochs): self.epochs = epochs
+
+class Batches(OneFitCallback):
+    "Let `act` stand in for the loop over the batches."
+    stands_in = 'all_batches',
+    def __init__(self, act): self.act = act
+    def all_batches(self): self.act()
+
 def events(epochs=None):
     learn, cb = learner(2), Events()
-    with nullcontext() if epochs is None else fit_over(learn, epochs): learn.fit(4, cbs=cb)
-    assert not {'_do_fit', 'all_batches'} & vars(learn).keys()
+    learn.fit(4, cbs=cb if epochs is None else [cb, Over(epochs)])
     return cb.seen
 
-def test_a_fit_over_all_epochs_has_fastais_events(): assert events(range(4)) == events()
+@pytest.mark.parametrize('epochs', [range(4), [0, 1, 2, 3]], ids=str)
+def test_a_fit_over_all_epochs_has_fastais_events(epochs): assert events(epochs) == events()
 
-def test_a_fit_over_some_epochs_has_the_events_of_these():
+@pytest.mark.parametrize('epochs', [range(2, 4), [2, 3]], ids=str)
+def test_a_fit_over_some_epochs_has_the_events_of_these(epochs):
     def inside(seen): return [e for e in seen if e[1] not in ('before_fit', 'after_fit')]
-    assert inside(events(range(2, 4))) == [e for e in inside(events()) if e[0] in (2, 3)] != []
+    assert inside(events(epochs)) == [e for e in inside(events()) if e[0] in (2, 3)] != []
 
 def test_batches_of_our_own():
     learn, seen = learner(), []
-    with fit_over(learn, range(2), all_batches=lambda: seen.append(learn.training)): learn.fit(2)
+    learn.fit(2, cbs=Batches(lambda: seen.append(learn.training)))
     assert seen == [True, False] * 2
 
-def test_a_fit_that_ends_with_an_error_leaves_no_loop_behind():
+def test_a_fit_that_ends_with_an_error_leaves_nothing_of_it_behind():
     learn = learner()
-    with pytest.raises(ZeroDivisionError), fit_over(learn, range(2), all_batches=lambda: 1 / 0): learn.fit(2)
-    assert not {'_do_fit', 'all_batches'} & vars(learn).keys()
+    with pytest.raises(ZeroDivisionError): learn.fit(2, cbs=Batches(lambda: 1 / 0))
+    stood_in = {'all_batches', '_call_one', '_with_events', 'validation_context', '__getstate__'}
+    assert not (stood_in | {'batches'}) & vars(learn).keys()
 
 # Who ended the fit
 
@@ -65,9 +76,11 @@ def test_a_cancelled_fit_is_told_before_any_callback():
     seen = []
     class Cancelled(Callback):
         def after_cancel_fit(self): seen.append('callback')
-    learn = learner()
-    with fit_over(learn, range(1), stopped=lambda: seen.append('stopped')): learn.fit(1, cbs=[Stop(), Cancelled()])
-    assert seen == ['stopped', 'callback']
+    class Told(OneFitCallback):
+        def stopped(self): seen.append('stopped')
+        def fit_ended(self): seen.append('ended')
+    learner().fit(1, cbs=[Stop(), Cancelled(), Told()])
+    assert seen == ['stopped', 'callback', 'ended']
 
 # The bars
 
