@@ -55,7 +55,7 @@ def prospective_opt(
     """Return an optimizer like the one that a fit of `learn` will train with, and its default LR.
 
     It is the Learner's own if that stays, or else a new one with stand-ins for the model's parameters. Raises
-    `ValueError` if the `Learner` has no optimizer yet and its own `create_opt`, which can't be called without effect."""
+    `ValueError` if the `Learner` has no optimizer yet and a `create_opt` of its own, which has effects."""
     if learn.opt is not None and (not reset or makes_its_own(learn)): return learn.opt, learn.lr
     if isinstance(learn.opt_func, OptimWrapper): return learn.opt_func, learn.lr
     if makes_its_own(learn):

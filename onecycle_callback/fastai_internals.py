@@ -193,8 +193,9 @@ class _Fit:
 
     def run(self, loop):
         "Run the `loop` over the epochs."
-        if self.epochs is not None: start_clock(self.learn)
-        if self.epochs is not None and not isinstance(self.epochs, range): loop = partial(run_epochs, self.learn, self.epochs)
+        learn, epochs = self.learn, self.epochs
+        if epochs is not None: start_clock(learn)
+        if epochs is not None and not isinstance(epochs, range): loop = partial(run_epochs, learn, epochs)
         try: loop()
         except CancelFitException:
             for cb in self.own: cb.stopped()
@@ -205,7 +206,7 @@ class _Fit:
         if event_name not in _EPOCH_EVENTS or not isinstance(self.epochs, range): return False
         if self.learn.epoch in self.epochs: return False
         if event_name == 'before_epoch': raise CancelEpochException
-        if event_name == 'after_epoch': self.learn.epoch = min(self.learn.epoch, self.epochs.stop - 1)     # to end there
+        if event_name == 'after_epoch': self.learn.epoch = min(self.learn.epoch, self.epochs.stop - 1)   # it ends there
         return True
 
     def call_one(self, event_name):

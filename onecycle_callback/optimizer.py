@@ -15,8 +15,10 @@ def _direct(opt):
     if 'set_hyper' in getattr(opt, '__dict__', ()): return None, None
     if type(opt) is Lookahead: return _direct(opt.opt)
     if type(opt) is Optimizer: return opt, attrgetter('hypers.items')
-    is_plain = type(opt) is OptimWrapper and all(g.keys() == opt.opt.param_groups[0].keys() for g in opt.opt.param_groups)
-    return (opt.opt, attrgetter('param_groups')) if is_plain else (None, None)
+    if type(opt) is not OptimWrapper: return None, None
+    first, *others = opt.opt.param_groups
+    is_alike = all(group.keys() == first.keys() for group in others)
+    return (opt.opt, attrgetter('param_groups')) if is_alike else (None, None)
 
 class OptAdapter:
     """LR and momentum of the parameter groups of `opt`.
