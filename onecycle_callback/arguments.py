@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
 from math import inf
@@ -37,6 +38,7 @@ class Bounds:
         return ' '.join([noun, *parts]).replace(' at ', ' of at ')
 
 POSITIVE = Bounds(gt=0, lt=inf)
+NOT_NEGATIVE = Bounds(ge=0, lt=inf)
 FINITE = Bounds(gt=-inf, lt=inf)
 COUNT = Bounds(ge=1)
 
@@ -108,7 +110,26 @@ def takes_fields_of(
         return f
     return decorate
 
+_NEAR = dict(lr='max_lr', learning_rate='max_lr', epochs='cycle_len', callbacks='cbs', weight_decay='wd',
+             restart='checkpoint=CycleCheckpoint(…, restart=True)', every='checkpoint=CycleCheckpoint(…, every=…)')
+
+def _hint(name, known):
+    "Return a question for the argument that was perhaps meant by `name`, out of those that are `known`."
+    meant = _NEAR.get(name, '')
+    if meant.partition('=')[0] not in known: meant = next(iter(get_close_matches(name, known, 1)), '')
+    return meant and f': did you mean {meant}?'
+
 FASTAI_NAMES = dict(n_epoch='cycle_len', cyc_len='cycle_len', lr_max='max_lr', div='div_factor', div_final='final_div')
+
+# fastai 2's `fit_one_cycle`; a call with more positional arguments than ours takes can only mean these
+_FASTAI_ORDER = 'n_epoch', 'lr_max', 'div', 'div_final', 'pct_start', 'wd', 'moms', 'cbs', 'reset_opt', 'start_epoch'
+
+def _positional_names(params, n, aliases):
+    "Return the names of `n` positional arguments in a call of a method with `params`."
+    ours = [p.name for p in params if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    theirs = [aliases.get(name, name) for name in _FASTAI_ORDER]
+    is_theirs = len(ours) < n <= len(theirs) and {*theirs} <= {p.name for p in params}
+    return theirs if is_theirs else ours
 
 def resolve_names(
     f, # A method
@@ -120,8 +141,8 @@ def resolve_names(
     Raises `TypeError` for an argument that is given twice, a name that `f` doesn't know, or too many arguments."""
     params = list(signature(f).parameters.values())[1:]
     own = [p.name for p in params if p.kind is not Parameter.VAR_KEYWORD]
-    positional = [p.name for p in params if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
     aliases = {alias: name for alias, name in FASTAI_NAMES.items() if name in own and alias not in own}
+    positional = _positional_names(params, len(args), aliases)
     who = f.__qualname__.removesuffix('.__init__')
     if len(args) > len(positional):
         raise TypeError(f'{who} takes at most {len(positional)} positional arguments ({", ".join(positional)}), '
@@ -129,11 +150,19 @@ def resolve_names(
     given = dict(zip(positional, args))
     for name, value in kwargs.items():
         arg = aliases.get(name, name)
-        if arg not in own: raise TypeError(f'{who} has no argument {name} (got {value!r}); it takes {", ".join(own)}')
+        if arg not in own:
+            raise TypeError(f'{who} has no argument {name} (got {value!r}){_hint(name, own)}; it takes {", ".join(own)}')
         if arg in given:
             raise TypeError(f'{arg} was given twice, as {given[arg]!r} and as {name}={value!r}; give it once')
         given[arg] = value
     return given
+
+def fastai_names(
+    kwargs:dict # Keyword arguments by this package's names
+) -> dict: # The same by the names that an overridden `fit_one_cycle` may know
+    "Return the arguments by fastai 2's names."
+    theirs = {name: alias for alias, name in FASTAI_NAMES.items() if alias != 'cyc_len'}
+    return {theirs.get(name, name): value for name, value in kwargs.items()}
 
 _Method = TypeVar('_Method', bound=Callable[..., Any])
 

@@ -27,7 +27,7 @@ from fastcore.foundation import L
 from fastcore.imports import noop
 from fastcore.meta import delegates
 
-from .arguments import accept_fastai_names, as_list
+from .arguments import accept_fastai_names, as_list, fastai_names
 from .callback import batches_per_epoch
 from .fastai_internals import has_persistent_workers
 from .learner import validated
@@ -270,7 +270,7 @@ def compare_max_lr(self:Learner,
         for i, (label, max_lr) in enumerate(candidates.items()):
             start.restore()
             watch.begin(i * n, f'max_lr {label}')
-            self.fit_one_cycle(cycle_len, max_lr, cbs=[watch, *cbs], **kwargs)
+            self.fit_one_cycle(cycle_len, max_lr, cbs=[watch, *cbs], **fastai_names(kwargs))
             rows[label] = _last_row(self.recorder, cycle_len) | dict(diverged=watch.diverged)
             losses[label] = pd.Series(watch.losses)
         if len(watch.losses) < n: watch.begin(n * len(candidates), '')     # which ends the bar

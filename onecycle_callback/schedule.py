@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import (
-    COUNT, FINITE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number, check_whole)
+    COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number, check_whole)
 from .explore import sliders
 from .plot import (
     batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html)
@@ -111,24 +111,26 @@ def _check_max_lr(value):
     if lrs is None: return check_number('max_lr', value, POSITIVE)
     if not lrs:
         raise ValueError(f'max_lr must be a number, a slice, or one number for each parameter group, got {value!r}')
-    return tuple(check_number(f'max_lr[{i}]', lr, POSITIVE) for i, lr in enumerate(lrs))
+    if len(lrs) == 1: return check_number('max_lr', lrs[0], POSITIVE)     # as in fastai, whatever the number of groups
+    checked = tuple(check_number(f'max_lr[{i}]', lr, NOT_NEGATIVE) for i, lr in enumerate(lrs))
+    if not any(checked): raise ValueError(f'max_lr must be a number above 0 for one group at least, got {value!r}')
+    return checked
 
 def _check_lr_slice(value):
     if value.stop is None or value.step is not None:
-        raise ValueError(f'max_lr must be slice(highest) or slice(lowest, highest) where it is a slice, got {value}')
-    low = None if value.start is None else check_number("max_lr's lowest", value.start, POSITIVE)
-    high = check_number("max_lr's highest", value.stop, POSITIVE)
-    if low is not None and low > high: raise ValueError(f'max_lr must be slice(lowest, highest), got {value}')
-    return slice(low, high)
+        raise ValueError(f'max_lr must be slice(last) or slice(first, last) where it is a slice, got {value}')
+    first = check_number('first of max_lr', value.start or 0, NOT_NEGATIVE)     # fastai takes 0 for `None` too
+    return slice(first or None, check_number('last of max_lr', value.stop, POSITIVE))
 
 # %% ../nbs/01_schedule.ipynb #ee591e59
 def _check_pct_start(value):
     "Return `value` as a float; raises if it isn't a fraction, with a hint for users of fastai 2."
     try: return check_number('pct_start', value, FRACTION)
     except ValueError as e:
-        if not value > 1: raise
+        if not 1 < value < inf: raise
+        fraction = f'it is a fraction, {value / 100:g} for {value:g} %, ' if value <= 100 else ''
         hint = "fastai 2's fourth positional argument, div_final, must be given by keyword here"
-        raise ValueError(f'{e}: {hint}') from None
+        raise ValueError(f'{e}: {fraction}{"and " * bool(fraction)}{hint}') from None
 
 def _check_moms(value):
     "Return `value` as three floats; `None` and `False` stay. Raises if it isn't a triple or a pair of momentums."
@@ -172,6 +174,8 @@ def _check_together(schedule):
     if 'exp' not in schedule._anneals: return
     never = "with anneal='exp', which never reaches 0"
     if schedule._end_div == inf: raise ValueError(f'final_div must be finite {never}, got {schedule.final_div}')
+    if isinstance(schedule.max_lr, tuple) and 0 in schedule.max_lr:
+        raise ValueError(f'max_lr must be above 0 for each group {never}, got {schedule.max_lr}')
     if schedule.moms and 0 in schedule.moms: raise ValueError(f'moms must be above 0 {never}, got {schedule.moms}')
 
 # %% ../nbs/01_schedule.ipynb #7a639e85
@@ -186,8 +190,9 @@ class OneCycleSchedule:
     The policy is Smith's ([2018](https://arxiv.org/abs/1803.09820), section 4), the cosine and the defaults are
     fastai 1's. With `pct_start=(p+1)/N`, where `p` is the peak batch of `N`, `torch.optim.lr_scheduler.OneCycleLR`
     gives the same numbers up to rounding."""
-    # Peak LR: a number; `slice(highest)`, a tenth of it for all groups but the last; `slice(lowest, highest)`, in equal
-    # factors from the first group to the last; or one number per parameter group. `None`: the Learner's `lr`
+    # Peak LR: a number; `slice(last)`, a tenth of it for all groups but the last; `slice(first, last)`, in equal
+    # factors from the first group to the last; or one number per parameter group, where 0 holds a group still. `None`:
+    # the Learner's `lr`
     max_lr:float|slice|Iterable[float]|None = None
     # The cycle starts at `max_lr/div_factor`
     div_factor:float = 25.
@@ -248,9 +253,9 @@ def _peaks_of(schedule, n_groups:int) -> np.ndarray:
         allowed = f'one number for each of the {n_groups} parameter groups'
         raise ValueError(f'max_lr must be {allowed}, got {len(value)}: {value}')
     if not isinstance(value, slice): return np.full(n_groups, value)
-    low, high = value.start, value.stop
-    if low is None: return np.array([high / 10] * (n_groups - 1) + [high])
-    return np.geomspace(low, high, n_groups) if n_groups > 1 else np.array([high])
+    first, last = value.start, value.stop
+    if first is None: return np.array([last / 10] * (n_groups - 1) + [last])
+    return np.geomspace(first, last, n_groups) if n_groups > 1 else np.array([last])
 
 # %% ../nbs/01_schedule.ipynb #08a294cd
 def _phases_of(schedule, peak:float, last:float, n_groups:int) -> list[_Phase]:

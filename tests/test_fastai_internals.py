@@ -13,8 +13,8 @@ from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
 
 from support.helpers import learner
 from onecycle_callback.fastai_internals import (
-    OneFitCallback, cancelled_by, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total, start_clock,
-    wrap_only)
+    OneFitCallback, cancelled_by, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total,
+    start_clock, wrap_only)
 
 def bars(**kwargs): return SimpleNamespace(progress=SimpleNamespace(**kwargs), n_epoch=200)
 
@@ -25,39 +25,54 @@ class Events(Callback):
     def __init__(self): self.seen = []
     def __call__(self, name): self.seen.append((getattr(self.learn, 'epoch', None), name))
 
-class Over(OneFitCallback):
-    "Let a fit run over `epochs`."
-    def __init__(self, epochs): self.epochs = epochs
+class Own(OneFitCallback):
+    "A callback with epochs and batches of its own."
+    def __init__(self, epochs=None, all_batches=None, stopped=None):
+        self.epochs, self.stopped = epochs, stopped or self.stopped
+        if all_batches is not None: self.all_batches, self.stands_in = all_batches, ('all_batches',)
 
-class Batches(OneFitCallback):
-    "Let `act` stand in for the loop over the batches."
-    stands_in = 'all_batches',
-    def __init__(self, act): self.act = act
-    def all_batches(self): self.act()
+STAND_INS = {'_call_one', '_with_events', 'validation_context', '__getstate__', 'all_batches'}
 
 def events(epochs=None):
     learn, cb = learner(2), Events()
-    learn.fit(4, cbs=cb if epochs is None else [cb, Over(epochs)])
+    learn.fit(4, cbs=[cb, Own(epochs)])
+    assert not STAND_INS & vars(learn).keys()
     return cb.seen
 
-@pytest.mark.parametrize('epochs', [range(4), [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize('epochs', [range(4), iter(range(4))], ids=['range', 'any'])
 def test_a_fit_over_all_epochs_has_fastais_events(epochs): assert events(epochs) == events()
 
-@pytest.mark.parametrize('epochs', [range(2, 4), [2, 3]], ids=str)
+@pytest.mark.parametrize('epochs', [range(2, 4), range(3), range(1, 3), iter((2, 3))],
+                         ids=['last', 'first', 'middle', 'any'])
 def test_a_fit_over_some_epochs_has_the_events_of_these(epochs):
+    wanted = [2, 3] if not isinstance(epochs, range) else epochs
     def inside(seen): return [e for e in seen if e[1] not in ('before_fit', 'after_fit')]
-    assert inside(events(epochs)) == [e for e in inside(events()) if e[0] in (2, 3)] != []
+    seen = events(epochs)
+    assert inside(seen) == [e for e in inside(events()) if e[0] in wanted] != []
+    assert seen[-1] == (wanted[-1], 'after_fit')
 
 def test_batches_of_our_own():
     learn, seen = learner(), []
-    learn.fit(2, cbs=Batches(lambda: seen.append(learn.training)))
+    learn.fit(2, cbs=Own(all_batches=lambda: seen.append(learn.training)))
     assert seen == [True, False] * 2
 
-def test_a_fit_that_ends_with_an_error_leaves_nothing_of_it_behind():
+def test_a_fit_that_ends_with_an_error_leaves_nothing_behind():
     learn = learner()
-    with pytest.raises(ZeroDivisionError): learn.fit(2, cbs=Batches(lambda: 1 / 0))
-    stood_in = {'all_batches', '_call_one', '_with_events', 'validation_context', '__getstate__'}
-    assert not (stood_in | {'batches'}) & vars(learn).keys()
+    with pytest.raises(ZeroDivisionError): learn.fit(2, cbs=Own(all_batches=lambda: 1 / 0))
+    assert not STAND_INS & vars(learn).keys()
+
+def test_what_the_user_put_on_the_learner_stays():
+    learn, seen = learner(), []
+    learn._call_one = own = lambda event: seen.append(event) or type(learn)._call_one(learn, event)
+    learn.fit(1, cbs=Own())
+    assert vars(learn)['_call_one'] is own and seen.count('before_batch') == 13
+
+def test_a_fit_without_a_callback_of_ours_has_nothing_put_on():
+    found = []
+    class Look(Callback):
+        def before_batch(self): found.extend(STAND_INS & vars(self.learn).keys())
+    learner().fit(1, cbs=Look())
+    assert found == []
 
 # Who ended the fit
 
@@ -76,11 +91,9 @@ def test_a_cancelled_fit_is_told_before_any_callback():
     seen = []
     class Cancelled(Callback):
         def after_cancel_fit(self): seen.append('callback')
-    class Told(OneFitCallback):
-        def stopped(self): seen.append('stopped')
-        def fit_ended(self): seen.append('ended')
-    learner().fit(1, cbs=[Stop(), Cancelled(), Told()])
-    assert seen == ['stopped', 'callback', 'ended']
+    learn = learner()
+    learn.fit(1, cbs=[Stop(), Cancelled(), Own(stopped=lambda: seen.append('stopped'))])
+    assert seen == ['stopped', 'callback']
 
 # The bars
 

@@ -48,8 +48,6 @@ def check(learn, has_momentum, n_groups):
     else:
         assert list(learn.recorder.hps) == ['lr']
         assert not isinstance(learn.recorder.plot_lr(show_moms=True), list)
-        with pytest.raises(ValueError, match='moms must be .*has no momentum'):
-            learn.fit_one_cycle(1, moms=(.9, .8))
     assert others(learn) == before
 
 n_groups_1_and_3 = pytest.mark.parametrize('n_groups', [1, 3])
