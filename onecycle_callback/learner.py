@@ -23,7 +23,8 @@ from fastcore.meta import delegates
 
 from .arguments import (
     NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, fastai_names)
-from .callback import OneCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms
+from .callback import (
+    OneCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
 from .clock import TimedCycle
 from .fastai_internals import warn_user
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
@@ -159,7 +160,8 @@ def fit_one_cycle(self:Learner,
     cycle, wd, run = validated(
         self, cycle_len, minutes=minutes, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch,
         stop_epoch=stop_epoch, checkpoint=checkpoint, **arguments)
-    if wd is None and any(as_list(given_wd) or [given_wd]): warn_user(f'wd={given_wd} has no effect, since the optimizer has no weight decay')
+    if wd is None and any(as_list(given_wd) or [given_wd]):
+        warn_user(f'wd={given_wd} has no effect, since the optimizer has no weight decay')
     if start_epoch == cycle_len: return     # as in fastai, nothing is left to train
     with nullcontext() if run is None else run.held():
         is_complete = run is not None and run.is_complete

@@ -21,7 +21,7 @@ def recorded(learn, n):
     plan = learn.recorder.plan
     assert learn.recorder.hps == dict(lr=plan.lrs[:n, 0].tolist(), mom=plan.moms[:n].tolist())
     assert momentum(groups_of(learn.opt)[0]) == .9
-    assert len(learn.recorder.lrs) == n and not hasattr(learn, 'one_cycle')
+    assert len(learn.recorder.lrs) == n and not hasattr(learn, 'param_scheduler')
     learn.recorder.plot_sched()
 
 OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
@@ -61,7 +61,7 @@ def test_a_first_fit_that_is_cancelled_before_anything():
     learn = learner()
     learn.fit_one_cycle(3, .1, cbs=first())
     assert not hasattr(learn, 'epoch')      # fastai's own callbacks haven't set it yet
-    assert learn.opt.hypers[0]['mom'] == .9 and not hasattr(learn, 'one_cycle')
+    assert learn.opt.hypers[0]['mom'] == .9 and not hasattr(learn, 'param_scheduler')
 
 def test_error_in_the_loss():
     calls = []
