@@ -1,4 +1,4 @@
-"""Every private name of fastai that is used here, each with its reason and a contract test"""
+"""Every private name of fastai that is used here, each with a contract test, and every change to its classes"""
 
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -10,6 +10,19 @@ from warnings import warn
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastcore.foundation import L
+
+# What the import changes for good; what else a cycle needs is on its own `Learner` while it trains
+
+REPLACED = {
+    'Learner.fit_one_cycle': 'trains on the schedule of this package',
+    'Learner.fine_tune': 'trains two such cycles',
+    'Learner.fit': 'keeps a cycle apart from what callbacks do with its Learner in between: validate, fit, copy; '
+                   'a fit without a cycle is unchanged',
+    'Learner.add_cbs': 'adds all callbacks or, if one refuses, none',
+    'Recorder.plot_sched': 'draws whatever was recorded, over the batches of the cycle',
+    'Recorder.__call__': 'drops the record of an earlier fit when a new one trains',
+    'Recorder.__getstate__': 'leaves the plan out of an export, which loads without this package'}
+ADDED = 'Learner.preview_one_cycle', 'Learner.compare_max_lr', 'Recorder.plot_lr', 'Recorder.to_frame'
 
 def _bar(learn, name):
     "Return the progress bar of `learn` over the epochs (`'mbar'`) or the batches (`'pbar'`); `None` if it has none."
@@ -291,4 +304,16 @@ def _own_or_nested(fit):
             return fit(self, *args, **kwargs)
     return wrapped
 
+def _all_or_none(add_cbs):
+    "Return `Learner.add_cbs` as one that adds no callback if it can't add all: fastai keeps those before for good."
+    @wraps(add_cbs)
+    def wrapped(self, cbs):
+        n_before = len(self.cbs)
+        try: return add_cbs(self, cbs)
+        except BaseException:
+            self.remove_cbs(self.cbs[n_before:])
+            raise
+    return wrapped
+
 Learner.fit = _own_or_nested(Learner.fit)
+Learner.add_cbs = _all_or_none(Learner.add_cbs)

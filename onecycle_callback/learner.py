@@ -81,19 +81,6 @@ def _check_cbs(cbs):
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
-# %% ../nbs/04_learner.ipynb #8739fb50
-@patch
-def add_cbs(self:Learner,
-    cbs # Callbacks, or classes of callbacks
-):
-    "Add all of `cbs`, or none of them if one refuses this `Learner`."
-    n_before = len(self.cbs)
-    try: L(cbs).map(self.add_cb)
-    except BaseException:
-        self.remove_cbs(self.cbs[n_before:])
-        raise
-    return self
-
 # %% ../nbs/04_learner.ipynb #b66ad245
 def _check_epochs(
     cycle_len:int, # Number of epochs in the cycle
