@@ -69,6 +69,7 @@ class LRComparison:
             ax.plot(curve.iloc[batches_to_draw(len(curve))], style, color=color, label=label)
             ax.plot(n, ends[max_lr], 'o', color=color)
         if ends.notna().any(): ax.plot([], [], 'o', color='0.5', label='validation loss')
+        # The axis holds the cycles that came down; one that diverged would flatten them
         shown = np.append(curves.loc[:, ~diverged], ends)
         low, high = np.nanmin(shown, initial=inf), np.nanmax(shown, initial=-inf)
         if low < high: ax.set_ylim(low - .05 * (high - low), high + .05 * (high - low))
@@ -114,7 +115,7 @@ def _found(learn, cbs):
 # %% ../nbs/06_compare.ipynb #b1ff4ec9
 class _Watch(Callback):
     "Keep the training losses, and end a fit that diverges."
-    order, run_valid = TerminateOnNaNCallback.order - 1, False
+    order, run_valid = TerminateOnNaNCallback.order - 1, False     # before it, so that every loss is kept
     def __init__(self,
         bar # A progress bar over the batches of all cycles, or `None`
     ):
@@ -134,6 +135,7 @@ class _Watch(Callback):
         self.smooth.accumulate(self.learn)
         self.losses.append(self.learn.loss.mean().item())
         self._show(self.n_before + len(self.losses))
+        # With a large LR even the first batches may explode, so the start is the lowest that a candidate had
         if len(self.losses) == 10: self.start = min(self.start, sum(self.losses) / 10)
         self.diverged = not isfinite(self.losses[-1]) or float(self.smooth.value) > self.start + 3 * abs(self.start)
         if not self.diverged: return
@@ -148,7 +150,7 @@ def _last_row(recorder, cycle_len):
     return {name: value for name, value in row.items() if name != 'time'}
 
 # %% ../nbs/06_compare.ipynb #ac4f1e39
-def _holders(learn, callbacks, objects, loaders):
+def _attribute_dicts(learn, callbacks, objects, loaders):
     "Return all dictionaries of attributes that training may change, each once: of layers, also those that they hold."
     opt, layers = learn.opt, [*get_model(learn.model).modules(), *learn.model.modules()]
     parts = [part for loader in loaders for part in getattr(loader, '__dict__', {}).values()]
@@ -159,14 +161,14 @@ def _holders(learn, callbacks, objects, loaders):
 
 # %% ../nbs/06_compare.ipynb #9a0bce7a
 class _Snapshot:
-    "The state of a `Learner` at one moment, to which it can be brought back in this process as often as needed."
+    "The state of a `Learner` at one moment, which can be restored in this process as often as needed."
     def __init__(self,
         learn, # The `Learner`, with an optimizer
         callbacks # All callbacks that may take part
     ):
         self.learn, self._objects, self._loaders = learn, object_states(learn, callbacks), loader_states(learn)
-        holders = _holders(learn, callbacks, self._objects.objects.values(), self._loaders.objects.values())
-        self._held = [(holder, dict(holder)) for holder in holders]
+        holders = _attribute_dicts(learn, callbacks, self._objects.objects.values(), self._loaders.objects.values())
+        self._attributes = [(holder, dict(holder)) for holder in holders]
         self._data = [(p, p.data) for params in learn.opt.param_lists for p in params]
         self._content, self._random = self._objects.save(), random_states(self._loaders)
         self._model = in_memory(model_state(learn))
@@ -179,13 +181,15 @@ class _Snapshot:
         return sorted(self._objects.lost | self._loaders.lost | workers)
 
     def restore(self):
-        "Bring the `Learner` back to this moment."
-        for holder, content in self._held:
+        "Restore the `Learner` as it was at this moment."
+        # The attributes first, so that the rest is filled into the objects that were there
+        for holder, content in self._attributes:
             holder.clear()
             holder.update(content)
-        for p, data in self._data: p.data = data
+        for p, data in self._data: p.data = data     # half precision moves them elsewhere
         problems, _ = self._objects.restore(self._content, with_settings=True)
         problems += self._loaders.restore(self._random['loaders'], with_settings=True)[0]
+        # Gradients are copied, since training adds to the tensors that it is given
         set_model_state(self.learn, self._model | dict(grads=in_memory(self._model['grads'])))
         set_global_random_states(self._random)
         if problems: warn(f'The Learner is not quite as before, since this cannot be restored: {", ".join(problems)}')
@@ -193,8 +197,8 @@ class _Snapshot:
 # %% ../nbs/06_compare.ipynb #eed23f9c
 _LOGGERS = {f'fastai.callback.{name}' for name in ('azureml', 'comet', 'neptune', 'tensorboard', 'wandb')}
 
-def _stays_out(cb):
-    "Return whether a callback, or a class of callbacks, judges or logs a whole training."
+def _is_left_out(cb):
+    "Return whether a callback, or a class of callbacks, evaluates or logs a whole run."
     kind = cb if isinstance(cb, type) else type(cb)
     is_one = issubclass(kind, (CSVLogger, ProgressCallback, ShowGraphCallback, TrackerCallback))
     return is_one or any(base.__module__ in _LOGGERS for base in kind.__mro__)
@@ -203,8 +207,8 @@ def _make_ready(learn):
     "Give `learn` an optimizer, if it has none, and only the callbacks that take part, a `Recorder` among them."
     if learn.opt is None: learn.create_opt()
     learn.logger = noop
-    for cb in filter(_stays_out, learn.cbs): vars(learn).pop(cb.name, None)
-    learn.cbs = L(cb for cb in learn.cbs if not _stays_out(cb))
+    for cb in filter(_is_left_out, learn.cbs): vars(learn).pop(cb.name, None)
+    learn.cbs = L(cb for cb in learn.cbs if not _is_left_out(cb))
     if not hasattr(learn, 'recorder'): learn.add_cb(Recorder())
 
 # %% ../nbs/06_compare.ipynb #58115e00
@@ -213,8 +217,8 @@ def _hooks(learn):
     return [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in learn.model.parameters()]
 
 @contextmanager
-def _put_back(learn, cbs):
-    "Within this context, `learn` is ready for short cycles; at its end, everything is as before. Yields a `Snapshot`."
+def _restored_after(learn, cbs):
+    "Make `learn` ready for short cycles within this context, and restore it at the end. Yields a `_Snapshot`."
     hooks = [[dict(own or {}) for own in each] for each in _hooks(learn)]
     before, callbacks, start = dict(vars(learn)), [cb for cb in [*learn.cbs, *cbs] if isinstance(cb, Callback)], None
     def undo():
@@ -251,7 +255,7 @@ def compare_max_lr(self:Learner,
     """Train a short cycle with each of several `max_lr`, from the same state, and restore the `Learner`.
 
     The other arguments are those of `fit_one_cycle`. A cycle that diverges ends early. However this ends, weights,
-    optimizer, callbacks, data loaders and random states are as before, to the last bit; a warning names what can't be
+    optimizer, callbacks, data loaders and random states are exactly as before; a warning names what can't be
     restored. Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched,
     and `RuntimeError` if several processes train together."""
     candidates, cbs = None if max_lrs is None else _candidates(max_lrs), L(cbs)
@@ -261,8 +265,8 @@ def compare_max_lr(self:Learner,
         raise TypeError('max_lrs must be given, since dls.train has no length, which lr_find needs')
     if world_size() > 1: raise RuntimeError(f'compare_max_lr must run in one process, got {world_size()} processes')
     n, has_bar = cycle_len * (cycle.n_batch or batches_per_epoch(self)), hasattr(self, 'progress')
-    cbs = L(cb for cb in cbs if not _stays_out(cb))
-    with _put_back(self, cbs) as start:
+    cbs = L(cb for cb in cbs if not _is_left_out(cb))
+    with _restored_after(self, cbs) as start:
         if start.lost: warn(f'compare_max_lr cannot restore {", ".join(start.lost)}')
         if candidates is None: candidates = _found(self, cbs)
         bar = progress_bar(range(n * len(candidates)), leave=False) if has_bar else None
