@@ -18,11 +18,11 @@ def is_public(name):
     return '_' not in (cls[:1], member[0]) and not (cls and hasattr(event, member))
 
 def members(cls):
-    "List the documented public methods and properties of `cls`, including those that its own module patches in."
-    def own(value):
+    "List the documented public methods and properties of `cls`, including those that are patched in."
+    def is_documented(value):
         function = value.fget if isinstance(value, property) else value
-        return inspect.isfunction(function) and function.__module__ == cls.__module__ and function.__doc__
-    return [name for name, value in vars(cls).items() if is_public(f'{cls.__name__}.{name}') and own(value)]
+        return inspect.isfunction(function) and function.__doc__
+    return [name for name, value in vars(cls).items() if is_public(f'{cls.__name__}.{name}') and is_documented(value)]
 
 def signature(name, obj, shown):
     "Write the signature of `obj`, without the comments, which the table shows."
