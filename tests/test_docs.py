@@ -254,28 +254,26 @@ def test_toctree(tmp_path):
 def test_readme():
     html = '<div>\n<style scoped>\n td {}\n</style>\n<table></table>\n</div>'
     cells = [HEAD, new_markdown_cell(WARNING),
+             new_markdown_cell('First.'),
              new_code_cell('#| echo: false\nsecret()', outputs=[new_output('display_data', {'text/html': html})]),
              new_markdown_cell('Before.'),
              new_code_cell("#| fig-alt: 'A line'\nplot()", outputs=[new_output('display_data', {'image/png': PNG})]),
              new_markdown_cell('See [the plan](01_schedule.ipynb#a) and [that](https://example.com/a.html).')]
     nb = new_notebook(cells=cells)
     before = nbformat.writes(nb)
-    text, pictures = readme(nb, SITE, 'https://example.com/main')
+    text, pictures = readme(nb, SITE)
     assert nbformat.writes(nb) == before
     assert text.startswith('<!-- Made from nbs/index.ipynb')
-    assert f'\n# schedule\n\n> A line about `it`\n\n[Documentation]({SITE})\n\n' in text
+    assert '\n# schedule\n\n> A line about `it`\n\nFirst.\n\n![A line](docs/images/readme_0.png)\n\n' in text
     assert '<table></table>' in text and 'plot()' in text
     assert not [hidden for hidden in ('secret', 'style', WARNING) if hidden in text]
-    assert '![A line](https://example.com/main/docs/images/readme_0.png)' in text
-    assert text.index('![A line]') < text.index('Before.')
     assert list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'
     assert f'[the plan]({SITE}/schedule.html#a) and [that](https://example.com/a.html)' in text
 
 def test_readme_reads_well_where_it_is_read():
-    "A package index shows it without the files next to it, and in a narrow column."
+    "It is short; what isn't published yet is said first; links lead to the site, and the picture lies in the repository."
     text = (ROOT / 'README.md').read_text()
-    links = re.findall(r'\]\(([^)]+)\)', text)
-    assert links and all(re.match('https://|#', link) for link in links)
-    tables = re.findall(r'^\|.*\|$', text, re.M)
-    assert max([row.count('|') - 1 for row in tables], default=0) <= 3 and text.count('<th>') <= 5 + text.count('<tr>')
-    assert text.index('![') < text.index('## ') and 'pip install onecycle_callback\n' in text and 'placeholders' in text
+    links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]+)\)', text)
+    assert len(text.split()) <= 450 and links and all(re.match('https://|#', link) for link in links)
+    picture = re.search(r'!\[[^]]{60,}\]\(([^)]+)\)', text)
+    assert (ROOT / picture[1]).is_file() and text.index('placeholders') < picture.start() < text.index('```python')

@@ -1,11 +1,15 @@
 """The explorer of the site's pages, in a browser: its numbers are those of plans, and it can be used in every way."""
 import re
+from base64 import b64encode
 from functools import partial
+from io import BytesIO
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from fastcore.nbio import mk_cell
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -23,11 +27,19 @@ browser = test_site.browser     # a fixture
 NAMES = ['cycle_len', 'n_batch', 'max_lr', 'div_factor', 'pct_start', 'final_div']
 FIRST = dict(cycle_len='10', n_batch='22', max_lr='0.1', div_factor='25', pct_start='0.3', final_div='None')
 
+def picture():
+    "A cell that has drawn the plan with which the explorer starts."
+    png = BytesIO()
+    PLAN.plot([plt.figure(figsize=(6, 5)).add_subplot(2, 1, i) for i in (1, 2)])[0].figure.savefig(png, dpi=144)
+    shown = dict(output_type='display_data', data={'image/png': b64encode(png.getvalue()).decode()}, metadata={})
+    cell = mk_cell("#| echo: false\n#| fig-alt: 'The learning rate rises and falls'\nplan.plot()")
+    return cell | dict(outputs=[shown])
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
     "A page of the site with nothing but the explorer."
     tree = copy_tree(tmp_path_factory.mktemp('explorer'))
-    run = test_site.build(tree, index=[MARK])
+    run = test_site.build(tree, index=[picture(), MARK])
     assert run.returncode == 0, run.stderr
     return tree / '_docs/html/index.html'
 

@@ -361,21 +361,22 @@ def test_layout_at_any_width(site, browser):
     for width in (700, 900, 1024, 1200, 1330, 1400, 1600): assert browser.show(width).overflow <= 0, width
 
 def test_the_first_screen_answers_the_question(site, browser):
-    "At 1280 by 800: the question, four answers, the picture, and three ways on."
+    "At 1280 by 800: what it is, how to start, what the line does, whose names these are, and why not fastai's own."
     browser.open(site / 'index.html')
     seen = browser.js("""
         return [...document.querySelectorAll('article h1, article pre, article p, article li, article img')]
             .filter(e => e.getBoundingClientRect().bottom <= 800)
             .map(e => e.tagName == 'IMG' ? e.alt : e.textContent)""")
     text = '\n'.join(seen)
-    for part in ('fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.)', 'learning rate (LR)', 'every batch',
-                 'No second cycle inside an epoch', '4th epoch', '0.1/25 = 0.004', 'Momentum goes the other way',
-                 '220', 'The learning rate rises', 'Learn:', 'Do:', 'Look up:'): assert part in text, part
+    for part in ('The 1cycle policy for fastai', 'import onecycle_callback',
+                 'fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25.', 'learning rate (LR)', 'every batch',
+                 'no second cycle inside an epoch', '4th epoch', '0.1/25 = 0.004', 'Momentum mirrors it', 'fastai 1',
+                 'n_epoch', 'before you train', 'A crash', 'Mistakes'): assert part in text, part
 
 HALVES = """return [...document.querySelectorAll('article .tag_half img, article img.half')]
     .map(i => i.getBoundingClientRect()).map(r => [r.x, r.y])"""
 
-@pytest.mark.parametrize('name', ['index.html', 'learner.html'])
+@pytest.mark.parametrize('name', [TUTORIAL, 'learner.html'])
 def test_panels_stand_side_by_side_and_stack_on_a_phone(site, browser, name):
     (x, y), (x_right, y_right), *_ = browser.open(site / name).js(HALVES)
     assert y == y_right and x < x_right
@@ -392,7 +393,7 @@ def test_dark_pages(site, browser):
 
 def test_copy_button(site, browser):
     buttons = browser.open(site / 'index.html').js("return document.querySelectorAll('article button.copybtn').length")
-    assert buttons >= 4
+    assert buttons == 2
 
 def shows(table, plan):
     "Return whether a table on a page holds the numbers of `plan`, to the digits that it shows."
@@ -400,7 +401,7 @@ def shows(table, plan):
     return list(table) == list(plan.table) and all(
         len(table[name]) == len(values) and all(map(reads, table[name], values)) for name, values in plan.table.items())
 
-@pytest.mark.parametrize('name', ['index.html', TUTORIAL])
+@pytest.mark.parametrize('name', [TUTORIAL])
 def test_table_shows_the_plan(site, browser, name):
     if name not in NOTEBOOKS: pytest.skip(f'{name} is not written yet')
     browser.open(site / name)

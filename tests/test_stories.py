@@ -1,4 +1,4 @@
-"""Whole stories, as users live them: in a Jupyter kernel, in a script that is killed, and line by line of the pages."""
+"""Whole stories, as users live them: in a Jupyter kernel, in a script that is killed, and line by line of README."""
 import asyncio
 import re
 import signal
@@ -6,10 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
-from functools import partial
-from itertools import count
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
@@ -17,9 +14,8 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from support.helpers import ROOT, fork_script
-from support.interrupted import bars, epochs_shown, learner, rows
-from onecycle_callback import clock
+from support.helpers import ROOT
+from support.interrupted import bars, epochs_shown, rows
 
 pytestmark = pytest.mark.slow
 
@@ -200,51 +196,15 @@ def test_script(tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in calm.model.state_dict().items())
 
 def test_readme(tmp_path, capsys, monkeypatch):
-    """Every line, on a Learner with all its default callbacks; then the same script again, as its comment says.
-
-    The clock advances by ten seconds at each look, so half an hour is 180 of them."""
-    seconds = count(step=10)
-    monkeypatch.setattr(clock, 'Clock', partial(clock.Clock, time=lambda: next(seconds)))
-    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
-    lines = '\n'.join(blocks)
-    assert 'learner.fit_one_cycle(' in lines and 'learn.fit_one_cycle(10, 0.1, checkpoint=' in lines
+    "Its lines as they stand; then again, which finds the run complete."
+    monkeypatch.chdir(tmp_path)
+    lines, = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
+    assert "learn.fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25., checkpoint=" in lines
     for again in False, True:
-        learn = learner(tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)
-            exec(compile(lines, 'README.md', 'exec'), dict(learn=learn, learner=learn))
+            exec(compile(lines, 'README.md', 'exec'), {})
         out, err = capsys.readouterr()
         assert 'The cycle' not in err     # where a warning about a fit goes instead of ending it
         assert epochs_shown(out)[:10] == [f'{epoch}/10' for epoch in range(1, 11)] and rows(out)[:10] == list(range(10))
         assert ('is complete' in out) == again
-
-def hides_bar(page): return re.search(r'no_bar|no_logging|learn\.progress', page.read_text())
-PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb'))
-         if hides_bar(page)]
-
-def run_forked(command, cwd='.', **kwargs):
-    """Run the script in `command` without starting an interpreter: importing fastai took most of the time.
-
-    test_notebooks.py starts the scripts as users do."""
-    i = next(i for i, part in enumerate(command) if str(part).endswith('.py'))
-    return fork_script(command[i], *command[i + 1:], cwd=cwd, n_proc=2 if '--nproc_per_node=2' in command else 1)
-
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_page_with_bar_and_table(page, tmp_path, monkeypatch, capsys):
-    "Pages whose code removes the bar, for the sake of their outputs, also run with it."
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
-    monkeypatch.setattr(subprocess, 'run', run_forked)
-    threads, dtype, names = torch.get_num_threads(), torch.get_default_dtype(), dict(__name__='page')
-    try:
-        with plt.rc_context():
-            for cell in nbformat.read(page, 4).cells:
-                if cell.cell_type != 'code': continue
-                code = re.sub(r'\w+\.no_(bar|logging)\(\)', '__import__("contextlib").nullcontext()', cell.source)
-                code = re.sub(r'^learn\.(remove_cb\(learn\.progress\)|logger = ).*', 'pass', code, flags=re.MULTILINE)
-                exec(compile(code, page.name, 'exec'), names)
-                plt.close('all')
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-    assert re.search(r'100\.00% \[(\d+)/\1 ', capsys.readouterr().out)
