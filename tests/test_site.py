@@ -1,24 +1,24 @@
 """The built site: every page and public name is there, links work, pictures are described, and a browser shows it."""
-import importlib
 import inspect
 import json
 import os
-import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from fastai.callback.core import Callback, event
+from fastai.callback.core import Callback
 from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
 import onecycle_callback
+from docs.api import is_public
+from test_public_names import KNOWN
 from support.helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
@@ -40,17 +40,13 @@ def test_every_notebook_is_a_page_in_the_contents(pages):
 
 def test_titles_and_descriptions(pages):
     "A search engine shows a title with the version, and a line about the page; both differ from page to page."
-    written = {name: page for name, page in pages.items() if name in NOTEBOOKS}
-    titles = {page.title.text for page in written.values()}
-    descriptions = {(page.select_one('meta[name=description]') or {}).get('content') for page in written.values()}
+    written = [page for name, page in pages.items() if name in NOTEBOOKS]
+    titles = {page.title.text for page in written}
+    lines = {page.find('meta', {'name': 'description'}) for page in written}
     version = f'onecycle_callback {onecycle_callback.__version__}'
-    assert len(titles) == len(written) and all(title.endswith(version) for title in titles)
-    assert len(descriptions) == len(written)
-    assert all(re.fullmatch(r'[^`*\[\]]{20,200}', text or '') for text in descriptions)
-
-def test_version_is_shown(pages):
-    shown = {page.select_one('.sidebar-brand-text').text for page in pages.values()}
-    assert shown == {f'onecycle_callback {onecycle_callback.__version__}'}
+    assert len(titles) == len(lines) == len(written) and all(title.endswith(version) for title in titles)
+    assert all(re.fullmatch(r'[^`*\[\]]{20,200}', line['content']) for line in lines)
+    assert {page.select_one('.sidebar-brand-text').text for page in pages.values()} == {version}
 
 def test_two_hyphens_stay_two(pages):
     "`--cycle_len` is an option; with a dash, it can't be copied."
@@ -83,43 +79,21 @@ def test_public_page_shows_how_it_is_imported_and_nothing_private(pages, name):
     assert f'import {LIB}' in code[0] or f'from {LIB}' in code[0]
     assert [found for block in code for found in re.findall(r'(?<![\w.])_[a-zA-Z]\w*|(?<=\.)_[a-z]\w*', block)] == []
 
-def is_api(cls, name):
-    return name[0] != '_' and not hasattr(event, name) and not (issubclass(cls, Callback) and hasattr(Callback, name)) \
-        and (inspect.isfunction(vars(cls)[name]) or isinstance(vars(cls)[name], property))
-
 def public_api():
-    "`{page#anchor: object}` of every public function, class and method, and of what the console scripts run."
-    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(onecycle_callback.__path__, f'{LIB}.')
-               if not m.name.rpartition('.')[2].startswith('_')]
-    syms = importlib.import_module(f'{LIB}._modidx').d['syms']
-    page_of = {name: next(iter(symbols.values()))[0].partition('#')[0] for name, symbols in syms.items()}
-    assert set(page_of) <= {m.__name__ for m in modules}
+    "`{page#anchor: object}` of the functions and classes in `__all__`, their members, and what is patched into others."
     found = {}
-    def add(obj, name=None):
-        name = name or obj.__name__
-        module = (obj.fget if isinstance(obj, property) else obj).__module__
-        found[f'{page_of[module]}#{name.lower()}'] = obj
-        for member in vars(obj) if inspect.isclass(obj) else ():
-            if is_api(obj, member): add(getattr(obj, member), f'{name}.{member}')
-    for module in [onecycle_callback, *modules]:
-        for name in getattr(module, '__all__', ()):   # a folder of modules need not have one
-            if callable(getattr(module, name)): add(getattr(module, name))
-        for cls in filter(inspect.isclass, vars(module).values()):
-            if cls.__module__.startswith(LIB): continue
-            for name, value in vars(cls).items():   # what @patch has put there
-                if name[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(LIB + '.'):
-                    add(value, f'{cls.__name__}.{name}')
-    for script in entry_points(group='console_scripts'):
-        if script.value.split(':')[0].split('.')[0] == LIB: add(script.load())
+    for path, symbols in import_module(f'{LIB}._modidx').d['syms'].items():
+        module = import_module(path)
+        for name, (link, _) in symbols.items():
+            parts = name.removeprefix(f'{path}.').split('.')
+            is_shown = parts[0] in module.__all__ or getattr(module, parts[0]).__module__ != path
+            if is_shown and is_public('.'.join(parts)) and not hasattr(Callback, parts[-1]):
+                found[link] = reduce(getattr, parts, module)
     return found
 
 def test_the_names_that_must_be_found_are():
-    names = {'learner.html#learner.fit_one_cycle', 'learner.html#learner.preview_one_cycle',
-             'learner.html#learner.fine_tune', 'recorder.html#recorder.plot_lr', 'recorder.html#recorder.plot_sched',
-             'callback.html#onecycle', 'schedule.html#onecycleschedule', 'schedule.html#onecycleschedule.plan',
-             'schedule.html#anneal_cos', 'demo.html#main',
-             *(f'schedule.html#onecycleplan.{m}' for m in ('table', 'plot', 'at', 'peak', 'lrs', 'moms'))}
-    assert names <= set(public_api())
+    anchors = {link.partition('#')[2] for link in public_api()}
+    assert {re.sub(r'^(compare|demo|distributed)\.', '', name).lower() for name in KNOWN} <= anchors
 
 def parameters(obj):
     "Return the parameters that `obj` must describe: not those of a constructor that a class inherits, nor `_`."
@@ -148,37 +122,10 @@ def test_a_missing_name_and_a_missing_parameter_are_seen(pages):
          if c.text == 'pct_start').string = 'pct'
     api = public_api()
     before = missing_from(pages, api)
-    assert [m for m in missing_from(cut, api) if m not in before] == [
-        'learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune']
+    assert set(missing_from(cut, api)) - set(before) == {
+        'learner.html#learner.fit_one_cycle(pct_start)', 'learner.html#learner.fine_tune'}
 
-# Links and pictures
-
-def broken_links(pages, site):
-    "Links to a file or an anchor that is not there, and whatever a page would load from the network."
-    broken = []
-    ids = {name: {e['id'] for e in page.find_all(id=True)} for name, page in pages.items()}
-    for name, page in pages.items():
-        for e, attribute in [(e, a) for a in ('href', 'src') for e in page.find_all(attrs={a: True})]:
-            url = urlsplit(e[attribute])
-            loaded = e.name in ('img', 'script', 'iframe') or (e.name == 'link' and 'stylesheet' in e.get('rel', []))
-            if url.scheme in ('data', 'mailto'): continue
-            if url.scheme or url.netloc:
-                if loaded: broken.append((name, e[attribute]))
-                continue
-            file = (site / name).parent / unquote(url.path) if url.path else site / name
-            target = os.path.relpath(file, site)
-            if not file.is_file() or (url.fragment and target in ids and unquote(url.fragment) not in ids[target]):
-                broken.append((name, e[attribute]))
-    return broken
-
-def test_links_and_anchors(pages, site): assert broken_links(pages, site) == []
-
-def test_a_broken_link_is_seen(pages, site):
-    links = ['gone.html', 'schedule.html#gone', '#gone', 'schedule.html#onecycleplan']
-    page = BeautifulSoup(''.join(f'<a href="{url}">x</a>' for url in [*links, 'https://example.com'])
-                         + '<script src="https://example.com/a.js"></script>', 'html.parser')
-    found = [url for name, url in broken_links(pages | {'new.html': page}, site) if name == 'new.html']
-    assert found == [*links[:3], 'https://example.com/a.js']
+# Links and pictures; the build fails at a link that leads nowhere, and the browser sees what a page requests
 
 def test_code_can_be_copied(pages):
     for name, page in pages.items(): assert bool(page.select('script[src*=copybutton]')) or name == 'search.html'
