@@ -151,7 +151,8 @@ def resolve_names(
     for name, value in kwargs.items():
         arg = aliases.get(name, name)
         if arg not in own:
-            raise TypeError(f'{who} has no argument {name} (got {value!r}){_hint(name, own)}; it takes {", ".join(own)}')
+            raise TypeError(f'{who} has no argument {name} (got {value!r}){_hint(name, own)}; '
+                            f'it takes {", ".join(own)}')
         if arg in given:
             raise TypeError(f'{arg} was given twice, as {given[arg]!r} and as {name}={value!r}; give it once')
         given[arg] = value

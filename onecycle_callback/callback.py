@@ -12,7 +12,7 @@ __all__ = ['BLOCK_SIZE', 'batches_per_epoch', 'makes_its_own', 'prospective_opt'
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from math import ceil
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -223,7 +223,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def scheds(self) -> dict:
         "The value of each hyper-parameter as a function of `pct_train`, as fastai's loggers expect it while it trains."
         if self.learn is None: return {}
-        plan = self.plan if self._cycle is not None else self.make_plan(self.learn, self.learn.n_epoch)
+        plan:Any = self.plan if self._cycle is not None else self.make_plan(self.learn, self.learn.n_epoch)
         def lrs(pct): return plan.at([pct * len(plan)])[0][0]
         def mom(pct): return plan.at([pct * len(plan)])[1][0]
         return dict(lr=lrs) if plan.schedule.moms is False else dict(lr=lrs, mom=mom)

@@ -278,7 +278,8 @@ def run_epochs(
 def _aside(learn):
     "Return the context in which the fit of `learn` that is running, if it is one of a `_Fit`, has no part."
     running = vars(learn).get('_call_one')
-    return running.func.__self__.aside() if isinstance(running, _StandIn) else nullcontext()
+    if not isinstance(running, _StandIn): return nullcontext()
+    return running.func.__self__.aside()   # type: ignore[attr-defined]
 
 def _run_fit(learn, before, loop, *events):
     "Run a fit of `learn`, as `learn._with_events(loop, *events)` does; `before` are the callbacks that it had before."

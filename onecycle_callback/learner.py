@@ -160,7 +160,7 @@ def fit_one_cycle(self:Learner,
 FINAL_DIV = 1e5   # fastai's default of a cycle's `div_final`
 
 def _call(learn, cycle_len, max_lr, checkpoint=None, **arguments):
-    "Return a call of `learn.fit_one_cycle`, by fastai's names, since a class may have one of its own; raises if it can't."
+    "Return a call of `learn.fit_one_cycle`, which may be a class's own, by fastai's names; raises if it can't."
     arguments = fastai_names(arguments) | ({} if checkpoint is None else dict(checkpoint=checkpoint))
     own = signature(learn.fit_one_cycle)
     if 'cycle_len' not in own.parameters:

@@ -150,7 +150,7 @@ def opt_name(
 
 def _stand_in(p):
     "Return a parameter as `p` looks, without memory of its own."
-    if is_lazy(p): return UninitializedParameter(p.requires_grad, p.device, p.dtype)
+    if is_lazy(p): return UninitializedParameter(p.requires_grad, p.device, p.dtype)   # type: ignore[call-arg,arg-type]
     return torch.nn.Parameter(torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape), p.requires_grad)
 
 def stand_ins(

@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .arguments import (
-    COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number, check_whole)
+from onecycle_callback.arguments import (
+    COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number,
+    check_whole)
 from .explore import sliders
 from .plot import (
     batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html)

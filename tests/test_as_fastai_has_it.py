@@ -1,4 +1,4 @@
-"""In fastai's place: found and ordered as its scheduler, with methods that users override, and with the arguments it takes.
+"""In fastai's place: found and ordered as its scheduler, with methods that users override, and its arguments.
 
 Each test trains a Learner as others do who know nothing of this package."""
 import inspect
@@ -72,7 +72,8 @@ def test_loggers_find_what_it_was_made_with():
     params = inspect.signature(type(cb).__init__).parameters
     assert {p: vars(cb)[p] for p in params if p in vars(cb)} == wanted
 
-def test_its_repr_is_the_call(): assert repr(OneCycle(.1)).startswith('OneCycle(max_lr=0.1, div_factor=25.0, pct_start=0.3')
+def test_its_repr_is_the_call():
+    assert repr(OneCycle(.1)).startswith('OneCycle(max_lr=0.1, div_factor=25.0, pct_start=0.3')
 
 @pytest.mark.parametrize('opt_func', [Adam, partial(SGD, mom=.9)], ids=['Adam', 'SGD'])
 @fits
@@ -107,7 +108,8 @@ class Own(Learner):
 
 class Short(Learner):
     "Without most of it."
-    def fit_one_cycle(self, n_epoch, lr_max=None, pct_start=.25, div=25.): super().fit_one_cycle(n_epoch, lr_max, div=div)
+    def fit_one_cycle(self, n_epoch, lr_max=None, pct_start=.25, div=25.):
+        super().fit_one_cycle(n_epoch, lr_max, div=div)
 
 def of(cls, **kwargs):
     "Return the Learner of the tests as one of `cls`."
@@ -215,8 +217,8 @@ def test_momentum_without_effect_is_noted_once_unless_it_is_zero(fit):
         assert not [w for w in seen if 'moms' in str(w.message)]
         fit(learner(opt_func=SGD), (.9, .8, .9))
     w, = [w for w in seen if 'moms' in str(w.message)]
-    assert str(w.message) == ('moms=(0.9, 0.8, 0.9) has no effect, since this Optimizer (steps: weight_decay, sgd_step) '
-                              'has no momentum')
+    assert str(w.message) == ('moms=(0.9, 0.8, 0.9) has no effect, since this Optimizer (steps: weight_decay, '
+                              'sgd_step) has no momentum')
     assert w.filename == __file__
 
 def test_weight_decay_without_effect_is_noted_once_unless_it_is_zero():
@@ -231,7 +233,8 @@ def test_weight_decay_without_effect_is_noted_once_unless_it_is_zero():
 
 @pytest.mark.parametrize('call, n_batches', [
     (lambda learn: learn.fine_tune(0), 12), (lambda learn: learn.fine_tune(4, start_epoch=2), 24),
-    (lambda learn: learn.fine_tune(2, freeze_epochs=3, start_epoch=2), 12), (lambda learn: learn.fine_tune(0, freeze_epochs=0), 0),
+    (lambda learn: learn.fine_tune(2, freeze_epochs=3, start_epoch=2), 12),
+    (lambda learn: learn.fine_tune(0, freeze_epochs=0), 0),
     (lambda learn: learn.fit_one_cycle(3, start_epoch=3), 0)],
     ids=['no epochs', 'from an epoch on', 'from a frozen epoch on', 'nothing', 'from the end on'])
 def test_parts_as_fastai_reads_them(call, n_batches):
@@ -266,7 +269,8 @@ def entered(learn):
 def entered_and_failed(learn):
     with learn, pytest.raises(ZeroDivisionError): learn.fit(1, cbs=Callback(before_batch=lambda self: 1 / 0))
 
-IN_BETWEEN = {'summary': lambda learn: learn.summary(), 'with': entered, 'with, and a fit that fails': entered_and_failed}
+IN_BETWEEN = {'summary': lambda learn: learn.summary(), 'with': entered,
+              'with, and a fit that fails': entered_and_failed}
 
 @pytest.mark.parametrize('act', IN_BETWEEN.values(), ids=IN_BETWEEN)
 def test_the_learner_may_be_entered_in_the_middle(act):

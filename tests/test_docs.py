@@ -271,7 +271,7 @@ def test_readme():
     assert f'[the plan]({SITE}/schedule.html#a) and [that](https://example.com/a.html)' in text
 
 def test_readme_reads_well_where_it_is_read():
-    "It is short; what isn't published yet is said first; links lead to the site, and the picture lies in the repository."
+    "It is short and says first what isn't published; links lead to the site, and the picture lies in the repository."
     text = (ROOT / 'README.md').read_text()
     links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]+)\)', text)
     assert len(text.split()) <= 450 and links and all(re.match('https://|#', link) for link in links)

@@ -18,7 +18,8 @@ from onecycle_callback import clock
 pytestmark = pytest.mark.slow
 
 PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb'))]
-ELSEWHERE = re.compile('google.colab|/kaggle/|import wandb|import mlflow|tensorboard|notebook_launcher')     # for where these, or two GPUs, are
+# For where these, or two GPUs, are
+ELSEWHERE = re.compile('google.colab|/kaggle/|import wandb|import mlflow|tensorboard|notebook_launcher')
 
 def fenced(text): return re.findall(r'^```python\n(.*?)^```$', text, re.M | re.S)
 
