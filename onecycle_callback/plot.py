@@ -21,6 +21,7 @@ def batches_to_draw(
     "Return which of `n` batches to draw: all if there are at most `most`, otherwise some at equal distances."
     if n <= most: return np.arange(n)
     keep = np.asarray(keep, int)
+    # No picture shows more points than it has pixels; the curve is smooth between them, and turns at those in `keep`
     return np.union1d(np.linspace(0, n - 1, most).round().astype(int), keep[(0 <= keep) & (keep < n)])
 
 def extremes(
@@ -29,6 +30,7 @@ def extremes(
 ) -> np.ndarray: # Places in `values`
     "Return the places of the smallest and the largest number in each of `most` stretches of `values`."
     edges = batches_to_draw(len(values) + 1, most=most + 1).tolist()
+    # What another scheduler recorded needn't be smooth: a single batch may stand out
     places = []
     for start, stop in zip(edges, edges[1:]):
         stretch = np.array(values[start:stop], float)
@@ -47,7 +49,7 @@ def epochs_to_mark(
 
 def _mark_epochs(ax, epochs):
     "Draw a dotted line where each of `epochs` begins, with its number above; some of them if there are many."
-    shown = epochs_to_mark(epochs)
+    shown = epochs_to_mark(epochs)     # hundreds of lines would make a grey wall
     for x in shown.values(): ax.axvline(x, color='0.85', lw=0.8, ls=':', zorder=0)
     top = ax.secondary_xaxis('top')
     top.set_xticks(list(shown.values()), [str(e) for e in shown])
@@ -64,9 +66,10 @@ def _draw_lines(ax, x, values):
     "Draw a line for each column of `values`, shape (n,) or (n, groups), that differs from the others."
     values = np.asarray(values, float).reshape(len(x), -1)
     groups = np.array(_differing(values))
+    # Six names fit into a legend: the first group, the last, and some between them
     named = set(groups[np.linspace(0, len(groups) - 1, min(6, len(groups))).astype(int)].tolist())
     colors = ['C0'] if len(groups) == 1 else plt.cm.viridis(np.linspace(0, 0.9, len(groups)))
-    point = dict(marker='.') if len(x) < 40 else {}
+    point = dict(marker='.') if len(x) < 40 else {}     # so that each of a few batches is seen
     for group, color in zip(groups.tolist(), colors):
         ax.plot(x, values[:, group], color=color, label=f'group {group}' if group in named else None, **point)
     place = 'best' if values.size < 10**5 else 'upper right'   # the best place is searched for among all points
@@ -88,7 +91,7 @@ def _panels(n, ax, figsize):
         axes = np.ravel(ax).tolist()
         if len(axes) != n: raise ValueError(f'ax must be {n} axes, one for each picture, got {len(axes)}')
         return axes
-    rows, cols = -(-n // 2), min(n, 2)
+    rows, cols = -(-n // 2), min(n, 2)     # two side by side
     _, axes = plt.subplots(rows, cols, figsize=figsize or (6 * cols, 3.8 * rows), squeeze=False, layout='constrained')
     axes = axes.ravel().tolist()
     for empty in axes[n:]: empty.remove()

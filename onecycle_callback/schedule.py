@@ -50,6 +50,7 @@ def anneal_exp(
     pos # Position between 0 and 1, a number or an array
 ): # The value at `pos`
     "Multiply by the same factor at each step from `start` to `end`, a line on a log axis; fastai's `sched_exp`."
+    # Not as a power, which NumPy computes in different ways for one number and for many
     return start * np.exp(pos * np.log(end / start))
 
 # %% ../nbs/01_schedule.ipynb #79afa556
@@ -82,17 +83,18 @@ class _Phase(NamedTuple):
 # %% ../nbs/01_schedule.ipynb #495c872c
 def _follow(phases, x):
     "Return the values at each position in `x`, shape (n,), as an array of shape (values, n)."
-    if (x[1:] < x[:-1]).any():
+    if (x[1:] < x[:-1]).any():     # `searchsorted` below needs rising positions
         order = np.argsort(x)
         return _follow(phases, x[order])[:, np.argsort(order)]
     out = np.empty((len(phases[0].values), len(x)))
     out[:] = phases[0].values
     for before, phase in zip(phases, phases[1:]):
         first, last = np.searchsorted(x, before.end, 'right'), np.searchsorted(x, phase.end)
-        out[:, last:] = phase.values
+        out[:, last:] = phase.values     # assigned, since the curve may miss `max_lr` by a rounding error
         if first >= last: continue
         start, end = before.values, phase.values
         values = phase.curve(start, end, (x[first:last] - before.end) / (phase.end - before.end))
+        # Rounding must not lead beyond either end
         np.clip(values, np.minimum(start, end), np.maximum(start, end), out=out[:, first:last])
     return out
 
@@ -301,6 +303,7 @@ class OneCyclePlan:
     @property
     def peak(self) -> int:
         "The number of the batch that trains with `max_lr`."
+        # `floor(x + 0.5)`, since `round` would take half a batch to the even neighbour
         return min(int(np.floor(self.schedule.pct_start * len(self) + 0.5)), len(self) - 1)
 
     def at(self,
