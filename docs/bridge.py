@@ -122,6 +122,7 @@ def page(nb, lib, site, known):
     for i, cell in enumerate(cells): cell.id = f'cell-{i}'
     language = dict(name='python', pygments_lexer='ipython3')
     meta = dict(myst=dict(html_meta=dict(description=plain(description)))) if description else {}
+    if not about.get('search', True): meta['nosearch'] = True
     return nbformat.v4.new_notebook(cells=cells, metadata=dict(language_info=language) | meta)
 
 def toctree(sidebar, root):

@@ -240,6 +240,14 @@ def test_a_page_is_about_the_module_that_its_notebook_is_named_after():
                 new_code_cell('show_doc(CycleCheckpoint)')]
     assert api_sections(nb, 'onecycle_callback')['CycleCheckpoint']['CycleCheckpoint'] is CycleCheckpoint
 
+def test_a_page_says_by_which_words_the_search_finds_it():
+    nb = new_notebook(cells=[HEAD.copy()])
+    assert 'index' not in page(nb, 'onecycle_callback', SITE, set()).cells[0].source
+    head = 'keywords: warmup, lr finder\nsearch: false\noutput-file'
+    nb.cells[0].source = nb.cells[0].source.replace('output-file', head)
+    out = page(nb, 'onecycle_callback', SITE, set())
+    assert '```{index} ! warmup, ! lr finder\n```' in out.cells[0].source and out.metadata.nosearch is True
+
 def test_toctree(tmp_path):
     for name in ('index', '10_b', '02_a', 'howto/c', 'howto/d', 'other/d', '03_resume.checkpoint'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -264,7 +272,8 @@ def test_readme():
     text, pictures = readme(nb, SITE)
     assert nbformat.writes(nb) == before
     assert text.startswith('<!-- Made from nbs/index.ipynb')
-    assert '\n# schedule\n\n> A line about `it`\n\nFirst.\n\n![A line](docs/images/readme_0.png)\n\n' in text
+    assert '\n# schedule\n\n> A line about `it`\n\nFirst.\n' in text
+    assert text.index('First.') < text.index('![A line](docs/images/readme_0.png)') < text.index('Before.')
     assert '<table></table>' in text and 'plot()' in text
     assert not [hidden for hidden in ('secret', 'style', WARNING) if hidden in text]
     assert list(pictures) == ['docs/images/readme_0.png'] and pictures['docs/images/readme_0.png'][1:4] == b'PNG'

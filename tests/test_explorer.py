@@ -3,8 +3,6 @@ import re
 from base64 import b64encode
 from functools import partial
 from io import BytesIO
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import test_site
 from docs.explorer import MARK, PLAN
 from support.explored import CASES, arguments_of, plan_of
-from support.helpers import ROOT, copy_tree
+from support.helpers import ROOT, copy_tree, serve
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.schedule import MOMS
 
@@ -288,16 +286,10 @@ def test_fits_a_phone_and_a_screen(browser, page, width):
         const isOutside = box => box.width && (box.left < left - 1 || box.right > right + 1);
         return all('*').filter(e => isOutside(e.getBoundingClientRect())).map(e => e.outerHTML)''') == []
 
-class Silent(SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
-
 @pytest.fixture
 def server(page):
     "The address of the site on this machine; a browser keeps no record of what it loads from files."
-    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=page.parent)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}/'
-        server.shutdown()
+    with serve(page.parent) as address: yield address
 
 def test_nothing_comes_from_another_address_and_nothing_after_the_page(browser, page, server):
     browser.open(page).driver.get(server)     # at the usual width

@@ -8,9 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
 from socket import socket
+from threading import Thread
 
 import numpy as np
 import torch
@@ -21,6 +25,17 @@ from fastai.optimizer import Lookahead
 
 ROOT = Path(__file__).parents[2]
 KEPT = ('nbs', 'onecycle_callback', 'docs', 'tests', 'benchmarks', 'pyproject.toml', 'setup.cfg', 'README.md')
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@contextmanager
+def serve(folder):
+    "Serve the pages in `folder`; yields their address."
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
 
 def copy_tree(to):
     "Copy the project into the folder `to`, where a test may change it."
