@@ -68,6 +68,16 @@ def changes(variants=VARIANTS, budget=1):
     "Return the mean change and its interval, by variant and task."
     return pd.concat({v: of_all_tasks(change, v, budget) for v in variants}, names=['variant'])
 
+LABELS = {'moms .9': 'moms=(0.9, 0.9)', 'moms .95': 'moms=(0.95, 0.95)', 'moms 0': 'no momentum', 'linear': "anneal='linear'",
+          'three_phase': 'three_phase=True', 'constant': 'constant LR', 'constant, averaged weights': 'constant LR, averaged weights'}
+
+def summary():
+    "Return a row per change: the points gained on average over the tasks, and how wide the range of good `max_lr` is."
+    mean = changes().xs('mean', level='task')
+    gained = [f'{gain:+.1f} ± {noise:.1f}' for gain, noise in mean.gain.itertuples(index=False)]
+    wide = [f'{10**factor:.2f} ×' for factor in mean.wider['mean']]
+    return pd.DataFrame({'points gained': gained, 'range of max_lr': wide}, mean.index).rename(LABELS).rename_axis('change')
+
 def beside_the_best(name):
     "Return what a third of the best `max_lr` and three times as much change in points, for each seed; `nan` if it wasn't tried."
     df, task = study(name), ALL_TASKS[name]

@@ -90,7 +90,10 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
                ' on average, {lowest:.1f} at most'),
     (TUTORIAL, 'it ended [{again:.1f} points]'),
     (TUTORIAL, 'that [lost {stopped:.1f} points]'),
-    ('index', 'the LRs within a point of the best reach {reach} times as far as with a constant LR'),
+    ('benchmarks/what_each_argument_buys', 'a range of good `max_lr` that is {reach} times as wide'),
+    ('howto/faq', 'stopped halfway, ended [{stopped:.1f} points]'),
+    ('howto/faq', 'gained up to {longer:.1f} points in the study, and lost {wrong:.1f} where labels are wrong'),
+    ('howto/faq', 'Two cycles ended [{again:.1f} points]'),
     ('06_compare', "the best of `lr_find`'s suggestions lost {minimum:.1f} points"),
     ('06_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
 def test_pages_say_what_was_measured(measured, page, says):
