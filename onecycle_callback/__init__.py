@@ -1,4 +1,8 @@
-"""The 1cycle policy for fastai: `Learner` gets `fit_one_cycle`, `preview_one_cycle` and `fine_tune` on import."""
+"""The 1cycle policy for fastai: see the schedule before you train, train on exactly that schedule, see what was used
+
+Modules:
+
+- `onecycle_callback.docstrings`: Docstrings with a section on the parameters and an example, for `?` and `help`"""
 
 __version__ = "0.1.0"
 
@@ -7,4 +11,11 @@ from onecycle_callback.resume.checkpoint import CycleCheckpoint
 from onecycle_callback.schedule import OneCyclePlan, OneCycleSchedule, anneal_cos, anneal_exp, anneal_linear
 from onecycle_callback import compare, learner, recorder   # patch `Learner` and `Recorder`
 
+from onecycle_callback.docstrings import describe
+from onecycle_callback.fastai_internals import public_methods
+
 __all__ = ['CycleCheckpoint', 'OneCycle', 'OneCyclePlan', 'OneCycleSchedule', 'anneal_cos', 'anneal_exp', 'anneal_linear']
+
+def __dir__(): return [*__all__, '__version__']
+
+describe(*[globals()[name] for name in __all__], *public_methods(), compare.LRComparison)

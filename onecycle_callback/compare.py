@@ -51,8 +51,20 @@ class LRComparison:
     A notebook shows its `table` and its picture."""
     table:pd.DataFrame # One row per `max_lr`: losses and metrics at the end (`nan` if it wasn't reached), `diverged`
     losses:pd.DataFrame # One row per batch, one column per `max_lr`: the training loss
+    max_lrs:dict|None=None # What each row trained with, by its name in `table`; default the names themselves
 
     def __repr__(self): return self.table.to_string()
+
+    @property
+    def best(self): # As `fit_one_cycle` takes it
+        """The `max_lr` with the lowest validation loss at the end, or training loss if there is no validation.
+
+        Raises `ValueError` if no cycle reached its end."""
+        reached = self.table[~self.table.diverged]
+        losses = [reached[name].astype(float) for name in ('valid_loss', 'train_loss') if name in reached]
+        loss = next((loss for loss in losses if loss.notna().any()), None)
+        if loss is None: raise ValueError(f'best needs a max_lr whose cycle reached its end, got\n{self}')
+        return (self.max_lrs or {}).get(loss.idxmin(), loss.idxmin())
 
     def plot(self,
         ax=None, # Axes to draw on; default new ones
@@ -279,4 +291,4 @@ def compare_max_lr(self:Learner,
             losses[label] = pd.Series(watch.losses)
         if len(watch.losses) < n: watch.begin(n * len(candidates), '')     # which ends the bar
     table = pd.DataFrame(rows.values(), index=pd.Index(rows, name='max_lr'))
-    return LRComparison(table, pd.DataFrame(losses).rename_axis('batch'))
+    return LRComparison(table, pd.DataFrame(losses).rename_axis('batch'), candidates)

@@ -3,12 +3,13 @@
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
+from inspect import unwrap
 from traceback import walk_tb
 from typing import Any
 from warnings import warn
 
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastcore.foundation import L
 
 # What the import changes for good; what else a cycle needs is on its own `Learner` while it trains
@@ -23,6 +24,12 @@ REPLACED = {
     'Recorder.__call__': 'drops the record of an earlier fit when a new one trains',
     'Recorder.__getstate__': 'leaves the plan out of an export, which loads without this package'}
 ADDED = 'Learner.preview_one_cycle', 'Learner.compare_max_lr', 'Recorder.plot_lr', 'Recorder.to_frame'
+
+def public_methods() -> list:
+    "Return the public methods of `Learner` and `Recorder` that were written here."
+    classes = dict(Learner=Learner, Recorder=Recorder)
+    methods = [getattr(classes[cls], name) for cls, name in (full.split('.') for full in [*REPLACED, *ADDED])]
+    return [m for m in methods if unwrap(m).__module__.startswith(f'{__package__}.') and m.__name__[0] != '_']
 
 def _bar(learn, name):
     "Return the progress bar of `learn` over the epochs (`'mbar'`) or the batches (`'pbar'`); `None` if it has none."

@@ -42,7 +42,7 @@ def preview_one_cycle(self:Learner,
     cycle_len:int|None=None, # Number of epochs
     *,
     minutes:float|None=None, # A budget of time instead of a number of epochs
-    **arguments
+    **arguments # Those of `OneCycle`, which describes them
 ) -> OneCyclePlan: # Shown in a notebook as a table and a picture
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
@@ -136,7 +136,7 @@ def fit_one_cycle(self:Learner,
     start_epoch:int=0, # The epoch of the cycle to start with, counted from 0
     stop_epoch:int|None=None, # The epoch of the cycle to stop before, as in `range`; default `cycle_len`
     checkpoint:str|CycleCheckpoint|None=None, # Name of a file from which the same call resumes after a crash
-    **arguments
+    **arguments # Those of `OneCycle`, which describes them
 ):
     """Train for one cycle: the LR rises to `max_lr` and comes back, one smooth curve over all batches of all epochs.
 

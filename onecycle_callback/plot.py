@@ -142,14 +142,25 @@ def batch_frame(
         frame |= {name: groups[0]} if len(groups) == 1 else {f'{name}_{i}': group for i, group in enumerate(groups)}
     return pd.DataFrame(frame)
 
+def _shown(table, row):
+    "Return the first, the last and the rows around `row` of a table of many, with a row of `nan` for each gap."
+    n, most = len(table), pd.options.display.max_rows
+    if not most or n <= most: return table
+    shown = [i for i in range(n) if i < 5 or abs(i - row) <= 2 or i >= n - 5]
+    with_gaps = [label for before, i in zip([-1, *shown], shown)
+                 for label in ['...'] * (i > before + 1) + [table.index[i]]]
+    return table.reindex(with_gaps)
+
 def table_html(
     table:pd.DataFrame, # One row per epoch
     row:int # A row to show in any case, with its neighbours
 ) -> str: # An HTML table
     "Return `table` as HTML; of many rows the first, the last and those around `row`."
-    n, most = len(table), pd.options.display.max_rows
-    if not most or n <= most: return table.to_html()
-    shown = [i for i in range(n) if i < 5 or abs(i - row) <= 2 or i >= n - 5]
-    with_gaps = [label for before, i in zip([-1, *shown], shown)
-                 for label in ['...'] * (i > before + 1) + [table.index[i]]]
-    return table.reindex(with_gaps).to_html(na_rep='...')
+    return _shown(table, row).to_html(na_rep='...')
+
+def table_text(
+    table:pd.DataFrame, # One row per epoch
+    row:int # A row to show in any case, with its neighbours
+) -> str: # Lines of text
+    "Return `table` as text, as `table_html` does."
+    return _shown(table, row).to_string(na_rep='...')

@@ -23,7 +23,7 @@ from onecycle_callback.arguments import (
     check_whole)
 from .explore import sliders
 from .plot import (
-    batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html)
+    batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html, table_text)
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
 def anneal_cos(
@@ -368,6 +368,8 @@ class OneCyclePlan:
         batches = batches_to_draw(len(self), keep=[*self._knots, *epochs_to_mark(starts).values()])
         hypers = dict(zip(self._hyper_names, self.at(batches)))
         return plot_hypers(hypers, batches=batches, epochs=starts, peak=self.peak, ax=ax, figsize=figsize)
+
+    def __str__(self): return table_text(self.table, self.peak // self.n_batch)
 
     def _repr_html_(self):
         figure = np.ravel(self.plot())[0].figure
