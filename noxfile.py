@@ -77,6 +77,8 @@ CLIENTS = [
     nox.param('3.11', ['tsai==1.0.1', 'pyts<0.14'], id='tsai'),   # tsai imports pyts.image.gaf, which pyts 0.14 lacks
     nox.param('3.11', ['autogluon.tabular[fastai]==1.6.3'], id='autogluon'),   # brings fastai 2.8.7 with fastcore 1
     nox.param('3.11', ['fastxtend==0.1.7'], id='fastxtend'),
+    nox.param('3.11', ['mlflow==2.22.5'], id='mlflow'),   # MLflow 3 has no fastai any more
+    nox.param('3.11', ['wandb==0.31.0', 'tensorboard', 'optuna==5.0.0', 'optuna-integration==5.0.0'], id='wandb'),
 ]
 
 

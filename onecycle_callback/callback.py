@@ -194,7 +194,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         n_batch = arguments.pop('n_batch', None)
         self.schedule = OneCycleSchedule(**arguments)
         self.n_batch = n_batch if n_batch is None else check_whole('n_batch', n_batch)
-        self.plan, self._cycle, self._stream = None, None, None
+        self.plan, self._cycle, self._stream, self._lrs_before = None, None, None, []
         vars(self).update(self._arguments, __stored_args__=self._arguments)     # where fastai's loggers look for them
 
     @property
@@ -234,6 +234,13 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Have the fit run over `epochs` only."
         self.epochs = epochs
 
+    def show_peak(self,
+        opt # The optimizer, before the fit
+    ):
+        "Set the LRs of the peak on `opt`, where loggers and an own `fit` find them, as fastai does; remember the others."
+        self._lrs_before = OptAdapter(opt).lrs
+        opt.set_hyper('lr', self.plan.at([self.plan.peak])[0][0].tolist())
+
     def __call__(self, event_name):
         "Handle the events that have a method here, and return at once for the others."
         if hasattr(type(self), event_name): return super().__call__(event_name)
@@ -252,7 +259,7 @@ def _check(self:OneCycle, learn):
     refuse_second_cycle(learn)
     is_known = learn.opt is not None or not makes_its_own(learn)
     if is_known and not self.is_checked: plan_for(self.schedule, learn, 1, n_batch=self.n_batch)
-    self._lrs_before = [] if learn.opt is None else OptAdapter(learn.opt).lrs
+    if learn.opt is not None: self._lrs_before = self._lrs_before or OptAdapter(learn.opt).lrs
 
 @patch
 def _finish(self:OneCycle):

@@ -115,7 +115,8 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     refuse_second_cycle(learn)
     if learn.opt is None and makes_its_own(learn): learn.create_opt()
     opt, lr = prospective_opt(learn, reset_opt)
-    plan, cycle.is_checked = cycle.make_plan(learn, cycle_len, (opt, lr)), True
+    plan = cycle.plan = cycle.make_plan(learn, cycle_len, (opt, lr))
+    cycle.is_checked = True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, wds, None
     run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
@@ -154,6 +155,7 @@ def fit_one_cycle(self:Learner,
         is_complete = run is not None and run.is_complete
         if self.opt is None and not reset_opt or is_complete and reset_opt: self.create_opt()
         if is_complete: return run.finish()
+        if self.opt is not None: cycle.show_peak(self.opt)
         self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797

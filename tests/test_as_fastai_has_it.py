@@ -156,6 +156,16 @@ class Passed(Learner):
         self.passed = dict(n_epoch=n_epoch, lr=lr, wd=wd, reset_opt=reset_opt, start_epoch=start_epoch)
         super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
 
+class Looks(Learner):
+    def fit(self, *args, **kwargs):
+        self.found = [h['lr'] for h in self.opt.hypers]
+        super().fit(*args, **kwargs)
+
+def test_an_own_fit_finds_the_peak_on_the_optimizer():
+    learn = of(Looks, n_groups=2)
+    learn.fit_one_cycle(1, slice(.01, .1))
+    assert learn.found == pytest.approx([.01, .1])
+
 def test_what_an_own_fit_gets():
     learn, n_made = of(Passed), []
     learn.opt_func = lambda params, lr: n_made.append(1) or Adam(params, lr=lr)
