@@ -33,8 +33,8 @@ from .fastai_internals import has_persistent_workers
 from .learner import validated
 from .plot import batches_to_draw, figure_html
 from .processes import world_size
-from .resume.model import in_memory, model_state, set_model_state
-from .resume.state import loader_states, object_states, random_states, set_global_random_states
+from .resume.state import (in_memory, loader_states, model_state, object_states, random_states,
+                                            set_global_random_states, set_model_state)
 from .schedule import OneCycleSchedule
 from .stream import has_length
 

@@ -64,6 +64,17 @@ def show_epoch(
     bar = _main_bar(learn)
     if bar is not None: bar.total = bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
 
+def show_table(
+    learn, # The `Learner`, whose recorder knows the names of the columns
+    rows:list, # One list of cells per epoch
+    n_epoch:int # Number of epochs
+):
+    "Show the table of a fit that is over, where the fit would show it."
+    learn.n_epoch, progress = n_epoch, getattr(learn, 'progress', None)
+    if progress is not None: progress.before_fit()     # which prints the names
+    for row in rows: learn.logger(row)
+    if progress is not None: progress.after_fit()
+
 def cancelled_by() -> tuple: # The callback and the name of the event; `None` for both if it wasn't a callback
     "Return the callback that raised the exception that is being handled, and in which event of the fit."
     for frame, _ in walk_tb(sys.exc_info()[2]):

@@ -9,7 +9,6 @@ __all__ = ['FINAL_DIV']
 
 # %% ../nbs/04_learner.ipynb #25651f39
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
@@ -151,12 +150,12 @@ def fit_one_cycle(self:Learner,
     if wd is None and any(as_list(given_wd) or [given_wd]):
         warn_user(f'wd={given_wd} has no effect, since the optimizer has no weight decay')
     if start_epoch == cycle_len: return     # as in fastai, nothing is left to train
-    with nullcontext() if run is None else run.held():
-        is_complete = run is not None and run.is_complete
-        if self.opt is None and not reset_opt or is_complete and reset_opt: self.create_opt()
-        if is_complete: return run.finish()
+    def fit():
+        if self.opt is None and not reset_opt: self.create_opt()
         if self.opt is not None: cycle.show_peak(self.opt)
         self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+    if run is None: fit()
+    else: run.train(fit, reset_opt)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 FINAL_DIV = 1e5   # fastai's default of a cycle's `div_final`

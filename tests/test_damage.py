@@ -1,10 +1,10 @@
 """A checkpoint that was damaged is refused; what a file asks for is made only if it is on the list."""
 import os
+import pickle
 import shutil
 import subprocess
 import warnings
 from functools import cache
-from io import BytesIO
 from random import Random
 
 import numpy as np
@@ -16,7 +16,7 @@ from support.helpers import frozen_state
 from support.interrupted import N_BATCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_file, read_state, write_file
-from onecycle_callback.resume.graph import _method, _named
+from onecycle_callback.resume.pickling import _in_file
 
 pytestmark = pytest.mark.matrix
 
@@ -94,8 +94,9 @@ class Asks:
 WANTED = {'a class of Python': (Asks(subprocess.Popen, ['touch', 'it_ran']), 'Popen'),
           'a function': (Asks(shutil.copy, '/dev/null', 'it_ran'), 'shutil.copy'),
           'a function of torch': (Asks(torch.save, 1, 'it_ran'), 'torch.serialization.save'),
-          'a method': (Asks(_method, Asks(_named, 'learn'), '__nothing__'), ''),
-          'another name': (Asks(_named, 'subprocess'), 'subprocess')}
+          'a method': (Asks(_in_file['_method'], 'learn', '__nothing__'), 'learn.__nothing__'),
+          'a class': (Asks(_in_file['_class'], 'subprocess.Popen'), 'subprocess.Popen'),
+          'another name': (Asks(_in_file['_standing'], 'subprocess'), 'subprocess')}
 
 @pytest.mark.parametrize('wanted, name', WANTED.values(), ids=WANTED)
 def test_what_a_file_may_not_ask_for(content, tmp_path, monkeypatch, wanted, name):
@@ -103,8 +104,8 @@ def test_what_a_file_may_not_ask_for(content, tmp_path, monkeypatch, wanted, nam
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'models/run1.cycle'
     state = read_state(content, path)
-    torch.save({'model.4': dict(attributes=dict(calls=wanted))}, evil := BytesIO())
-    state['processes'][0]['carried'] = torch.frombuffer(evil.getbuffer(), dtype=torch.uint8)
+    evil = pickle.dumps({'model.4': dict(attributes=dict(calls=wanted))}, 4)
+    state['processes'][0]['carried'] = torch.frombuffer(bytearray(evil), dtype=torch.uint8)
     path.parent.mkdir()
     write_file(path, state)
     message = rf'cannot restore model\.4\.calls.*{name}.*the cycle resumes with what is there now'

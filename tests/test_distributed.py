@@ -18,7 +18,7 @@ from support import distributed_worker
 from support.helpers import dataset, fork_ranks
 from support.interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
-from onecycle_callback.resume.lock import RunLock
+from onecycle_callback.resume.file import RunLock
 
 WORKER = Path(distributed_worker.__file__)
 ENV = os.environ | dict(PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true',

@@ -250,6 +250,15 @@ def test_values_of_many_types(tmp_path, every, at):
     assert [*again.by_parameter] == [*again.model.parameters()] if again.learn else True
     for name in ('swapped', 'days', 'text'): assert getattr(again, name).dtype == getattr(calm, name).dtype, name
 
+def test_an_object_of_a_class_that_is_met_too_late_is_named(tmp_path):
+    "A file may come from a stranger: built are objects of classes that stand there at the beginning, or that their code names."
+    late = [Point]
+    class Late(Callback):
+        point = None
+        def after_batch(self): self.point = late[0](self.iter)
+    with pytest.warns(UserWarning, match=r"does not hold Late\.point, which cannot be stored: it starts over"):
+        with pytest.raises(RuntimeError, match='interrupted'): fit(learner(tmp_path), [Late(), Interrupt(30)], 'run1')
+
 def test_parameters_as_keys(tmp_path):
     class Keys(Callback):
         order = 20_000

@@ -20,7 +20,7 @@ from support.helpers import fork
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from support.pairs import pairs
 from onecycle_callback import CycleCheckpoint
-from onecycle_callback.resume.lock import RunLock
+from onecycle_callback.resume.file import RunLock
 
 pytestmark = pytest.mark.matrix
 

@@ -295,7 +295,7 @@ def test_a_loader_that_keeps_its_place_loads_nothing_twice(tmp_path, capsys, eve
     learn.fit_one_cycle(4, .05, **KWARGS, checkpoint=CycleCheckpoint('run1', every=every))
     n_examples = 2 * 62 + 4 * 8 - sum(min(4, 62 - 4 * (i % 16)) for i in range(n_saved))
     assert loaded.total() == n_examples
-    assert 'run forward' not in capsys.readouterr().out
+    assert 'fast-forwarded' not in capsys.readouterr().out
 
 def test_a_stream_that_cannot_be_repeated_is_taken_as_it_comes(tmp_path, capsys):
     learn = learner('generator', path=tmp_path)
@@ -317,7 +317,7 @@ def test_how_a_stream_resumes_is_said(tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(RuntimeError, match=r'must yield the 7 batches of before the crash again, got 2.*replay=False'):
         learner(batches_of_generator(n=2), path=tmp_path).fit_one_cycle(3, .1, n_batch=5, checkpoint=keep)
-    assert 'run forward over the 7 batches that are trained; if it cannot be repeated' in capsys.readouterr().out
+    assert 'fast-forwarded past the 7 batches already trained on; if it cannot be replayed' in capsys.readouterr().out
     seen = Seen()
     learner('generator', path=tmp_path).fit_one_cycle(3, .1, n_batch=5, checkpoint=keep, cbs=seen)
     assert seen.items == list(range(28, 60, 4))

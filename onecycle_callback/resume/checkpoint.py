@@ -8,26 +8,37 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/resume.checkpoint.ht
 __all__ = ['CycleCheckpoint', 'as_checkpoint']
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #c066f123
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from warnings import warn
 
 from fastcore.basics import patch
 
 from ..arguments import check_flag, check_whole
-from .file import check_writable, date_of, read_file, read_state
-from .fingerprint import fingerprint_differences, run_fingerprint, worker_note
-from .lock import RunLock
 from ..processes import from_rank_0
+from .file import RunLock, check_writable, date_of, read_file, read_state
+from .fingerprint import EXTENDABLE, fingerprint_differences, run_fingerprint, worker_note
 from .run import ResumableRun
-from .state import warn_of_persistent_workers
+from .state import has_taken_part
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')     # on Windows, `a:b` would be a second stream of the file `a`
+_DEVICES = {'con', 'prn', 'aux', 'nul', *(f'{port}{i}' for port in ('com', 'lpt') for i in range(1, 10))}
+_MAX_BYTES = 220     # of the 255 that file systems allow: other files are named after this one
+
 def _check_name(name):
     "Return `name` if it is a valid file name without a folder; raises `TypeError` or `ValueError` if it isn't."
     message = f'checkpoint must have a name without a folder, got {name!r}'
     if not isinstance(name, str): raise TypeError(message)
-    if not name.strip('. ') or any(c in name for c in '/\\\0'): raise ValueError(message)
-    return name
+    if '/' in name or '\\' in name: message += ': learn.path and learn.model_dir say in which folder it is kept'
+    if not name.strip('. ') or '/' in name or '\\' in name: raise ValueError(message)
+    if _FORBIDDEN.search(name) or name.partition('.')[0].strip().lower() in _DEVICES:
+        raise ValueError(f'checkpoint must have a name that every file system takes, got {name!r}')
+    if len(name.encode()) > _MAX_BYTES:
+        raise ValueError(f'checkpoint must have a name of at most {_MAX_BYTES} bytes, got {len(name.encode())}')
+    return name.removesuffix('.cycle')
 
 @dataclass(frozen=True)
 class CycleCheckpoint:
@@ -40,12 +51,15 @@ class CycleCheckpoint:
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
+    extend:bool = False # Go on from the file's position on the plan of this call, if it has another length or schedule
     replay:bool = True # At a resume, run a stream forward to its place; `False` takes its batches as they come
 
     def __post_init__(self):
-        _check_name(self.name)
+        object.__setattr__(self, 'name', _check_name(self.name))
         if self.every is not None: check_whole('every', self.every)
         check_flag('restart', self.restart)
+        check_flag('extend', self.extend)
+        if self.restart and self.extend: raise ValueError('extend must be False if the run starts over, got True')
         check_flag('replay', self.replay)
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #45f3f3e6
@@ -73,18 +87,22 @@ def as_checkpoint(
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #3f1cd680
 @patch
-def _saved(self:CycleCheckpoint, file, fingerprint):
-    "Return the state in `file`, or `None` to start a new cycle; raises `ValueError` if it is a different run's."
+def _saved(self:CycleCheckpoint, file, fingerprint, but=()):
+    """Return the state in `file`, `None` to start a new cycle, and what differs from its run, which is extended.
+
+    Raises `ValueError` if it is a different run's."""
     content = from_rank_0(lambda: read_file(file))
     saved = None if content is None else read_state(content, file)
-    if saved is None or self.restart: return None
-    differences = fingerprint_differences(saved['work'], fingerprint)
-    if differences:
+    if saved is None or self.restart: return None, []
+    differences = fingerprint_differences(saved['work'], fingerprint, but)
+    lines, can_extend = [line for lines in differences.values() for line in lines], {*differences} <= EXTENDABLE
+    if differences and not (self.extend and can_extend):
         date = from_rank_0(lambda: date_of(file))
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: '
-                         f'{"; ".join(differences)}. Use the original arguments, another name, '
+        extend = f', CycleCheckpoint({self.name!r}, extend=True) to go on with the new ones' if can_extend else ''
+        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: {"; ".join(lines)}. '
+                         f'Use the original arguments, another name{extend}, '
                          f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
-    return saved
+    return saved, lines
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #dfb35507
 @patch
@@ -96,15 +114,18 @@ def open(self:CycleCheckpoint,
     wd # Weight decay
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
-    file = learn.path/learn.model_dir/f'{self.name}.cycle'
+    file = Path(os.path.realpath(learn.path/learn.model_dir/f'{self.name}.cycle'))     # of a link, the target
     fingerprint, lock = run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None)), RunLock(file)
-    saved = self._saved(file, fingerprint)
-    run = ResumableRun(learn, file, fingerprint, plan, epochs, self.every, saved, lock, self.replay)
+    but = ['loss_tensors'] if has_taken_part(learn.loss_func) else []     # they may have been trained since
+    saved, changes = self._saved(file, fingerprint, but)
+    if changes and saved['epoch'] >= epochs.stop:
+        raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint {self.name!r} has '
+                         f'trained, got {epochs.stop}')
+    run = ResumableRun(learn, self, file, fingerprint, plan, epochs, saved, lock, changes)
     if run.is_complete: return run
     n_bytes = sum(p.nbytes for p in learn.model.parameters())
     from_rank_0(lock.check)
     from_rank_0(lambda: check_writable(file, n_bytes))
-    warn_of_persistent_workers(learn)
     note = saved and worker_note(saved['work'], fingerprint)
     if note: warn(f'Checkpoint {self.name!r}: {note}')
     return run

@@ -1,33 +1,61 @@
-"""The file of a checkpoint: written in one step, read without running code"""
+"""The file of a checkpoint: written in one step, read without running code, and locked by the process that trains"""
+
+# The new file is written beside the old one, flushed to the disk, and renamed, which is one step for the file system: whoever
+# opens the file sees the old one or the new one. A checksum of all bytes ends it, which `torch.load` doesn't mind.
 
 import os
+import pickle
 import re
 import shutil
+import socket
+import struct
 import zlib
+from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import current_thread, main_thread
+from time import sleep
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
+from filelock import FileLock, Timeout
 
-from .earlier import from_format_1
-from .graph import Graph
+from .pickling import CannotStore, Parts, Reader, Refused, Standing, full_name, memory_of, strided
+
+try: from fcntl import F_FULLFSYNC, fcntl
+except ImportError: F_FULLFSYNC = None
+
+# Writing
+
+def _flush(descriptor):
+    "Flush a file to the disk. On macOS, `fsync` leaves it in the memory of the drive."
+    if F_FULLFSYNC is None: return os.fsync(descriptor)
+    try: fcntl(descriptor, F_FULLFSYNC)
+    except OSError: os.fsync(descriptor)     # a file system that doesn't know the other call
 
 def _flush_folder(folder):
     "Flush the names in `folder` to the disk, if that is possible: a renamed file then survives a power cut."
     if os.name == 'nt': return     # Windows has no such call
     with suppress(OSError):        # some network file systems refuse it
         descriptor = os.open(folder, os.O_RDONLY)
-        try: os.fsync(descriptor)
+        try: _flush(descriptor)
         finally: os.close(descriptor)
 
+def _replace(part, path):
+    "Rename a file onto another, which a scanner of Windows may hold open for a moment."
+    for seconds in (.05, .2, .5):
+        try: return os.replace(part, path)
+        except PermissionError: sleep(seconds)
+    os.replace(part, path)
+
 def _part_of(path):
-    "Return a new temporary name for the file at `path`."
+    "Return a new temporary name for the file at `path`, drawn from no generator that training draws from."
     return path.with_name(f'{path.name}.{uuid4().hex[:8]}.part')
 
 def remove_parts(
@@ -39,25 +67,19 @@ def remove_parts(
         if name.fullmatch(part.name):
             with suppress(OSError): part.unlink()
 
-_MARK = b'1cycle, checksum: '
-
 class _Checksummed:
     "A file to write to that adds up a checksum."
     def __init__(self, file): self.file, self.crc = file, 0
 
     def write(self, content):
-        "Write `content` and add it to the checksum."
         self.crc = zlib.crc32(content, self.crc)
         return self.file.write(content)
 
     def flush(self): self.file.flush()
 
-def _end_of(crc): return _MARK + crc.to_bytes(4, 'big')
+_MARK = b'1cycle, checksum: '
 
-def _is_whole(content):
-    "Return whether `content` ends with its checksum."
-    end = len(content) - len(_end_of(0))
-    return end > 0 and content[end:] == _end_of(zlib.crc32(memoryview(content)[:end]))
+def _end_of(crc): return _MARK + crc.to_bytes(4, 'big')
 
 @contextmanager
 def _without_torch_checksums():
@@ -70,72 +92,47 @@ def _without_torch_checksums():
     try: yield
     finally: torch.serialization.set_crc32_options(before)
 
+# By name: what an outer level may hold besides dictionaries, lists, tuples, numbers and text. A storage has a class
+_DTYPES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStorage=torch.float16, BoolStorage=torch.bool,
+               BFloat16Storage=torch.bfloat16, LongStorage=torch.int64, IntStorage=torch.int32,
+               ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8, UntypedStorage=torch.uint8,
+               ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128)
+_REBUILD = 'torch._utils._rebuild_tensor_v'
+
+class _PlainPickler(pickle.Pickler):
+    "Write plain values and tensors, as `torch.save` does; raises `CannotStore` for anything else."
+    def reducer_override(self, obj):
+        if isinstance(obj, torch.Tensor): return self._tensor(obj)
+        name = full_name(obj)
+        is_listed = name.startswith(_REBUILD) or name.rpartition('.')[2] in _DTYPES or obj is OrderedDict
+        if is_listed or type(obj) is OrderedDict or isinstance(obj, torch.dtype): return NotImplemented
+        raise CannotStore(f'a {full_name(type(obj))}')
+
+    def _tensor(self, t):
+        if t.layout is not torch.strided or t.is_quantized: raise CannotStore(f'a tensor of {t.layout}')
+        bare = t.detach()
+        return torch.Tensor.__reduce_ex__(bare.as_subclass(torch.Tensor), 2)
+
 def write_file(
     path:Path, # The file to replace; its folder is made if it doesn't exist
-    state # Tensors and values that `Graph` can write
+    state # Plain values and tensors
 ):
     "Replace the file at `path` with one that holds `state`, or leave it unchanged and raise what went wrong."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
-        with open(part, 'xb') as f:
-            checksummed = _Checksummed(f)
-            with _without_torch_checksums(): Graph().dump(state, checksummed)
+        with open(part, 'xb') as f:     # so that nobody can plant a link
+            checksummed:Any = _Checksummed(f)
+            with _without_torch_checksums():
+                torch.save(state, checksummed, SimpleNamespace(Pickler=_PlainPickler, __name__='pickle'))
             f.write(_end_of(checksummed.crc))
             f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+            _flush(f.fileno())
+        _replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
-
-def read_file(
-    path:Path # The file, which may not exist
-) -> bytes|None:
-    "Return the content of the file at `path`, `None` if there is none; raises `ValueError` if it is a folder."
-    if path.is_dir(): raise ValueError(f'checkpoint: {path} is a folder. Move it away, or choose another name')
-    return path.read_bytes() if path.exists() else None
-
-def date_of(
-    path:Path # The file
-) -> str: # Such as `2026-01-31 14:05`
-    "Return when the file at `path` was written, in local time."
-    return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
-
-_FORMAT = 'a cycle of onecycle_callback, '
-FILE_FORMAT = _FORMAT + '2'     # what a file says about itself under 'format'
-
-def _refused(path, why):
-    "Return the error that refuses the file at `path`."
-    return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
-
-def read_state(
-    content:bytes, # Content of a file that `write_file` wrote
-    path:Path # Where the file is, for messages
-) -> dict: # The state, on the CPU
-    "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
-    has_checksum = _MARK in content[-len(_end_of(0)):]
-    if has_checksum and not _is_whole(content): raise _refused(path, 'cannot be read, because it is damaged')
-    file, graph = BytesIO(content), Graph()
-    try:
-        unknown = graph.unknown(file)
-        state:Any = None if unknown else graph.load(file, map_location='cpu')
-    except Exception as e:
-        what = 'damaged or was made by something else' if content else 'empty'
-        raise _refused(path, f'cannot be read, because it is {what}') from e
-    if unknown: raise _refused(path, f'holds {", ".join(unknown)}, which no checkpoint does. None of its code was run')
-    found = state.get('format') if isinstance(state, dict) else None
-    if found == FILE_FORMAT and has_checksum: return state
-    if found == FILE_FORMAT: raise _refused(path, 'cannot be read, because its end is missing')
-    if found == _FORMAT + '1': return _first_format(state, path)
-    if str(found).startswith(_FORMAT): raise _refused(path, 'was written by another version of onecycle_callback')
-    raise _refused(path, 'is not a checkpoint of a cycle')
-
-def _first_format(state, path):
-    "Return the state of a file of the first format in the present one."
-    try: return from_format_1(state)
-    except (KeyError, TypeError, AttributeError) as e: raise _refused(path, 'lacks a part of a checkpoint') from e
 
 def check_writable(
     path:Path, # The file that will be written; neither it nor its folder need exist
@@ -150,3 +147,210 @@ def check_writable(
     except OSError as e:
         raise OSError(f'{message}: {e.strerror}. Make it writable, or set learn.path or learn.model_dir') from e
     if free < n_bytes: raise OSError(f'{message}: {free:,} bytes are free and the weights alone take {n_bytes:,}')
+
+# Reading
+
+class _PlainReader(Reader):
+    "Read the archive of a `torch.save` of plain values and tensors, into the memory of the CPU."
+    def __init__(self, archive):
+        self._archive, self._storages = archive, dict[str, torch.Tensor]()
+        self._records = dict(self._find())
+        super().__init__(self._record('data.pkl').tobytes(), Standing(), Parts({}))
+        self._left += 2 * len(archive)
+
+    def _find(self):
+        "Yield where each record lies in the archive, by its name; none is compressed."
+        for info in ZipFile(BytesIO(self._archive)).infolist():
+            sizes = struct.unpack_from('<HH', self._archive, info.header_offset + 26)
+            begin = info.header_offset + 30 + sum(sizes)
+            if info.compress_type == ZIP_STORED: yield info.filename.partition('/')[2], (begin, info.file_size)
+
+    def _record(self, name):
+        begin, size = self._records[name]
+        if begin + size > len(self._archive): raise Refused(f'{name} of {size} bytes')
+        return memoryview(self._archive)[begin:begin + size]
+
+    def find_class(self, module, name):
+        if (module, name) == ('collections', 'OrderedDict'): return self.call(lambda _: self.made(OrderedDict()))
+        if f'{module}.{name}' in (f'{_REBUILD}2', f'{_REBUILD}3'): return self.call(self._tensor)
+        if module in ('torch', 'torch.storage') and name in _DTYPES: return _DTYPES[name]
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype): return getattr(torch, name)
+        return self.missing(f'{module}.{name}')
+
+    def persistent_load(self, pid):
+        "Return the memory of tensors, and its dtype."
+        _, dtype, key, _, _ = pid
+        if key not in self._storages:
+            record = self._record(f'data/{key}')
+            self.take(len(record))
+            self._storages[key] = memory_of(record)
+        return self._storages[key], dtype
+
+    def _tensor(self, _, storage, offset, size, stride, requires_grad, hooks, dtype=None, metadata=None):
+        memory, own_dtype = storage
+        return strided(memory, own_dtype if dtype is None or isinstance(dtype, dict) else dtype, size, stride, offset)
+
+def read_file(
+    path:Path # The file, which may not exist
+) -> bytes|None:
+    "Return the content of the file at `path`, `None` if there is none; raises `ValueError` if it is a folder."
+    if path.is_dir(): raise ValueError(f'checkpoint: {path} is a folder. Move it away, or choose another name')
+    if path.exists() and not path.is_file():     # reading a pipe would wait for ever
+        raise ValueError(f'checkpoint: {path} is no ordinary file. Move it away, or choose another name')
+    return path.read_bytes() if path.exists() else None
+
+def date_of(
+    path:Path # The file
+) -> str: # Such as `2026-01-31 14:05`
+    "Return when the file at `path` was written, in local time."
+    return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
+
+_FORMAT = 'a cycle of onecycle_callback, '
+FILE_FORMAT = _FORMAT + '3'     # what a file says about itself under 'format'
+
+def refused(
+    path:Path, # The file
+    why # What is wrong with it
+) -> ValueError:
+    "Return the error that refuses the file at `path`."
+    return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
+
+def read_state(
+    content:bytes, # Content of a file that `write_file` wrote
+    path:Path # Where the file is, for messages
+) -> dict: # The state, on the CPU
+    "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
+    end = len(content) - len(_end_of(0))
+    has_checksum = _MARK in content[-len(_end_of(0)):]
+    if has_checksum and content[end:] != _end_of(zlib.crc32(memoryview(content)[:end])):
+        raise refused(path, 'cannot be read, because it is damaged')
+    try:
+        reader = _PlainReader(content[:end] if has_checksum else content)
+        state = reader.load()
+    except Exception as e:
+        what = 'damaged or was made by something else' if content else 'empty'
+        raise refused(path, f'cannot be read, because it is {what}') from e
+    if reader.unknown:
+        raise refused(path, f'holds {", ".join(reader.unknown)}, which no checkpoint does. None of its code was run')
+    found = state.get('format') if isinstance(state, dict) else None
+    if found == FILE_FORMAT and not has_checksum: raise refused(path, 'cannot be read, because its end is missing')
+    if found == FILE_FORMAT: return _checked(state, path)
+    if str(found).startswith(_FORMAT): raise refused(path, 'was written by another version of onecycle_callback')
+    raise refused(path, 'is not a checkpoint of a cycle')
+
+def _is_position(n): return type(n) is int and n >= 0
+
+def _is_state(value): return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.ndim == 1
+
+def _is_process(p):
+    if type(p) is not dict or {*p} != {'random', 'carried', 'data', 'removed'}: return False
+    return all(_is_state(p[name]) for name in ('random', 'carried', 'data')) and _is_texts(p['removed'])
+
+def _is_texts(names): return type(names) is list and all(type(name) is str for name in names)
+
+def _is_fingerprint(work):
+    if type(work) is not dict: return False
+    texts = [text for value in work.values() for text in (value.values() if type(value) is dict else [value])]
+    return _is_texts([*work, *texts])
+
+_PARTS = dict(     # what a state holds, and when each part is one
+    format=str.__instancecheck__, work=_is_fingerprint,
+    status=lambda s: type(s) is str and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', s),
+    epoch=_is_position, done=_is_position, train_iter=_is_position, pct_train=lambda x: type(x) is float,
+    lost=_is_texts, logs=lambda sizes: type(sizes) is list and all(map(_is_position, sizes)),
+    rows=lambda rows: type(rows) is list and all(type(row) is list for row in rows),
+    processes=lambda ps: type(ps) is list and ps and all(map(_is_process, ps)), model=lambda m: type(m) is dict)
+
+def _checked(state, path):
+    "Return `state`; raises `ValueError` if a part of it is missing or is no such part."
+    for name, is_one in _PARTS.items():
+        if name not in state: raise refused(path, f'lacks {name!r}, a part of each checkpoint')
+        if not is_one(state[name]): raise refused(path, f'has an unusable {name!r}: {str(state[name])[:60]}')
+    return state
+
+# One process at a time trains a run
+
+def _holder(path):
+    "Return the process and the host that the file at `path` names; `None` for what it doesn't say."
+    try: pid, host = path.read_text(encoding='utf-8').split()[:2]
+    except (OSError, ValueError): return None, None
+    return pid, host
+
+def _is_dead(pid, host):
+    "Return whether `pid` was a process of this machine, and has ended."
+    if os.name == 'nt' or host != socket.gethostname() or not pid.isdecimal(): return False
+    try: os.kill(int(pid), 0)
+    except ProcessLookupError: return True
+    except OSError: pass
+    return False
+
+def _stamp(path):
+    "Return something that differs after the file at `path` has been written; `None` if there is no file."
+    try: stat = path.stat()
+    except OSError: return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+class RunLock:
+    """The right to train the run of one checkpoint file, held by one process at a time.
+
+    The operating system releases the lock when the process ends, however that happens. Who holds it is written to a file
+    beside it, since Windows lets nobody read a locked one. Where there are no locks, a run trains without one."""
+    def __init__(self,
+        file:Path # The checkpoint file; neither it nor its folder need exist
+    ):
+        self.file, self._before = file, _stamp(file)
+        self._path, self._holder = file.with_name(f'{file.name}.lock'), file.with_name(f'{file.name}.lock.holder')
+        self._lock = FileLock(self._path)
+
+    def _acquire(self):
+        "Acquire the lock at once, or raise `Timeout`; wait a little for the workers of a process that was killed."
+        for seconds_left in range(10, -1, -1):
+            try: return self._lock.acquire(timeout=0)
+            except Timeout:
+                if not seconds_left or not _is_dead(*_holder(self._holder)): raise
+            sleep(1)
+
+    def acquire(self):
+        "Acquire the lock; raises `BlockingIOError` if another process holds it."
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+        except Timeout: self._refuse()
+        except (OSError, NotImplementedError): return     # without a lock
+        if _stamp(self.file) != self._before: self._refuse_changed()
+        with suppress(OSError): self._sign()
+        remove_parts(self.file)
+
+    def _sign(self):
+        part = _part_of(self.file)     # replaced as a whole, so that no link is followed
+        part.write_text(f'{os.getpid()}\n{socket.gethostname()}\n', encoding='utf-8')
+        _replace(part, self._holder)
+
+    def _refuse(self):
+        "Raise an error that names the process which holds the lock."
+        pid, host = _holder(self._holder)
+        who = 'another process' if pid is None else f'process {pid} on {host}'
+        raise BlockingIOError(f'checkpoint {self.file.stem!r} is in use: {who} trains it now, in {self.file}. '
+                              'Wait until it ends, or choose another name') from None
+
+    def _refuse_changed(self):
+        "Give up a run whose file another process has written since it was read: the comparison says nothing now."
+        self.release()
+        raise BlockingIOError(f'checkpoint {self.file.stem!r} was in use: another process has just written '
+                              f'{self.file}. Run the same call again')
+
+    def release(self):
+        "Release the lock, if it is held, and remove its files."
+        if not self._lock.is_locked: return
+        for path in (self._holder, self._path):
+            with suppress(OSError): path.unlink(missing_ok=True)
+        self._lock.release()
+
+    def check(self):
+        "Raise `BlockingIOError` if another process holds the lock; change nothing."
+        if not self._path.exists(): return
+        try: self._lock.acquire(timeout=0)
+        except Timeout:
+            if not _is_dead(*_holder(self._holder)): self._refuse()
+        except (OSError, NotImplementedError): return
+        else: self._lock.release()

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields
 from functools import partial
 from math import isclose
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from fastcore.foundation import L
 from torch.nn.parameter import is_lazy
 
 from ..fastai_internals import n_workers
-from ..optimizer import opt_name
+from ..optimizer import OptAdapter, opt_name
 from ..processes import world_size
+from ..schedule import OneCycleSchedule
 
 def _as_text(value):
     "Return an argument as text that differs if the argument does."
@@ -29,10 +31,12 @@ def _lrs_as_text(plan):
     lrs = plan.at(batches)[0][:, -1]
     return {f'at batch {i}': _as_text(lr) for i, lr in zip(batches.tolist(), lrs)}
 
+NOT_INITIALISED = 'not initialised'     # what a lazy layer's parameters are before the first batch
+
 def _model_as_text(model):
     "Return the type and shape of each entry of the state dict of `model`."
     def text(v):
-        if is_lazy(v): return 'not initialised'
+        if is_lazy(v): return NOT_INITIALISED
         return f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else type(v).__name__
     return {name: text(value) for name, value in model.state_dict().items()}
 
@@ -48,16 +52,57 @@ def _loss_as_text(loss):
     if isinstance(loss, partial):
         keywords = sorted((name, _as_text(value)) for name, value in loss.keywords.items())
         return f'{_loss_as_text(loss.func)} with {_as_text(loss.args)}, {keywords}'
-    settings:dict = {}
-    for obj in (getattr(loss, 'func', None), loss):     # fastai's losses hold one of torch as `func`
-        settings |= {name: value for name, value in getattr(obj, '__dict__', {}).items()
-                     if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
+    settings = {name: value for name, value in _loss_attributes(loss).items()
+                if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
     return f'{_as_text(loss)} {settings}' if settings else _as_text(loss)
+
+def _loss_attributes(loss):
+    "Return what a loss function holds, by name; fastai's hold one of torch as `func`."
+    held:dict = {}
+    for obj in (getattr(loss, 'func', None), loss):
+        held |= getattr(obj, '__dict__', {}) | getattr(obj, '_buffers', {})
+    return held
+
+def _loss_tensors_as_text(loss):
+    "Return the values of the tensors that a loss function holds, such as class weights; of a large one, a checksum."
+    def text(t):
+        if t.numel() <= 20: return _as_text(t)
+        return f'{t.dtype} {tuple(t.shape)} {crc32(t.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}'
+    return {name: text(value) for name, value in _loss_attributes(loss).items()
+            if isinstance(value, torch.Tensor) and not value.requires_grad and not is_lazy(value)}
+
+def _opt_as_text(opt, wd):
+    "Return the settings of each parameter group that neither the cycle nor the fit sets."
+    adapter = OptAdapter(opt)
+    set_by_fit = {'params', 'lr', 'initial_lr', 'mom', 'momentum'} | ({'wd', 'weight_decay'} if wd is not None else set())
+    settings = {name: _as_text(getattr(opt, name)) for name in ('k', 'alpha') if name in vars(opt)}     # of `Lookahead`
+    for i, group in enumerate(adapter.groups):
+        settings |= {f'{name} of group {i}': _as_text(value[1:] if name == 'betas' else value)
+                     for name, value in group.items() if name not in set_by_fit}
+    return settings
+
+def _frozen_as_text(opt):
+    "Return how many parameters of each group are trained."
+    return _as_text([sum(p.requires_grad for p in params) for params in opt.param_lists])
+
+def _columns(learn):
+    "Return the names of the metrics, and which losses and metrics the table shows."
+    recorder = getattr(learn, 'recorder', None)
+    shown = [getattr(recorder, name, None) for name in ('train_metrics', 'valid_metrics', 'add_time')]
+    return _as_text([*learn.metrics.attrgot('name'), *shown])
 
 def _size(dl):
     "Return how many items `dl` takes its batches from; `None` if it doesn't know."
     try: return len(dl.dataset)
     except (AttributeError, TypeError): return None
+
+def layout(
+    learn, # The `Learner`
+    opt # The optimizer that trains
+) -> dict: # Text by name, and `model`, a dictionary of text
+    "Return what a state must have in common with a training to be restored there."
+    return dict(optimizer=opt_name(opt), groups=_as_text([len(params) for params in opt.param_lists]),
+                model=_model_as_text(get_model(learn.model)))
 
 def run_fingerprint(
     learn, # The `Learner`
@@ -66,55 +111,68 @@ def run_fingerprint(
     epochs:range, # The epochs of the cycle to train
     wd, # Weight decay
     fine_tune:str|None=None # The arguments of the `fine_tune` that this cycle is a part of
-) -> dict: # Text by name, and dictionaries of text: `schedule`, `model` and `layers`
+) -> dict: # Text by name, and dictionaries of text: `schedule`, `model`, `layers`, `opt`, `loss_tensors`
     "Return everything that must be the same for a run to be resumed."
-    schedule = plan.schedule
+    schedule, timed, model, loaders = plan.schedule, hasattr(plan, 'minutes'), get_model(learn.model), [*learn.dls.loaders]
     values = dict(
-        cycle_len=plan.n_epoch, start_epoch=epochs.start, stop_epoch=epochs.stop,
+        cycle_len=None if timed else plan.n_epoch, minutes=plan.minutes if timed else None, start_epoch=epochs.start,
+        stop_epoch=None if timed or epochs.stop == plan.n_epoch else epochs.stop,
         **{f.name: getattr(schedule, f.name) for f in fields(schedule)},
-        wd=wd, n_batch=plan.n_batch, bs=getattr(learn.dls.train, 'bs', None),
-        processes=world_size(), groups=[len(params) for params in opt.param_lists])
-    if hasattr(plan, 'minutes'): values |= dict(cycle_len=None, stop_epoch=None, minutes=plan.minutes)
-    model, loaders = get_model(learn.model), list(learn.dls.loaders)
-    return dict({name: _as_text(value) for name, value in values.items()}, optimizer=opt_name(opt),
-                schedule=_lrs_as_text(plan), model=_model_as_text(model), layers=_layers_as_text(model),
-                loss=_loss_as_text(learn.loss_func), n_train=_as_text(_size(loaders[0])),
-                n_valid=_as_text(L(map(_size, loaders[1:]))),
-                fine_tune=fine_tune or 'no', workers=_as_text(L(map(n_workers, loaders))))
+        wd=wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, n_batch=plan.n_batch,
+        bs=getattr(learn.dls.train, 'bs', None), processes=world_size(), n_train=_size(loaders[0]),
+        n_valid=L(map(_size, loaders[1:])), workers=L(map(n_workers, loaders)))
+    return dict({name: _as_text(value) for name, value in values.items()}, **layout(learn, opt),
+                metrics=_columns(learn), schedule=_lrs_as_text(plan), layers=_layers_as_text(model),
+                opt=_opt_as_text(opt, wd), loss=_loss_as_text(learn.loss_func),
+                loss_tensors=_loss_tensors_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
+                trained='by fine_tune' if fine_tune else _frozen_as_text(opt))     # which freezes by itself
+
+# What may differ if a run is extended on purpose
+EXTENDABLE = {'cycle_len', 'start_epoch', 'stop_epoch', 'schedule', *(f.name for f in fields(OneCycleSchedule))}
 
 def _is_same(a, b):
-    "Return whether two texts are equal, or the same number to nine digits."
+    "Return whether two texts are equal, or the same number to nine digits: another CPU rounds a power in another way."
     try: return a == b or isclose(float(a), float(b), rel_tol=1e-9)
     except ValueError: return False
 
-def _differing_lines(saved, current, is_same=str.__eq__):
-    "Return a line of text for each name at which the dictionaries `saved` and `current` differ."
-    lines = []
-    for name in saved | current:
-        old, new = saved.get(name, 'nothing'), current.get(name, 'nothing')
-        if isinstance(old, dict) and isinstance(new, dict):
-            is_same_in_it = _is_same if name == 'schedule' else str.__eq__
-            inner = [f'{name} {line}' for line in _differing_lines(old, new, is_same_in_it)]
-            lines += inner[:3] + ([f'{len(inner) - 3} more of {name}'] if len(inner) > 3 else [])
-        elif not is_same(old, new): lines.append(f'{name}: {old} in the file, {new} now')
-    return lines
+def _line(name, old, new): return f'{name}: {old} in the file, {new} now'
+
+def _inner_lines(name, old, new):
+    "Return a line for each of the first three differences of two dictionaries, and how many more there are."
+    is_same = _is_same if name == 'schedule' else str.__eq__
+    names = [*old, *new.keys() - old.keys()] if name != 'opt' else [*old.keys() & new.keys()]     # each torch has others
+    pairs = {each: (old.get(each, 'nothing'), new.get(each, 'nothing')) for each in names}
+    lines = [_line(f'{name} {each}', *pair) for each, pair in pairs.items() if not is_same(*pair)]
+    return lines[:3] + ([f'{len(lines) - 3} more of {name}'] if len(lines) > 3 else [])
+
+def layout_differences(
+    saved:dict, # A layout or a fingerprint
+    current:dict # Another one
+) -> dict: # Lines of text for each name at which they differ
+    "Return what differs between two layouts or fingerprints, by name."
+    lines = {}
+    for name in current:
+        old, new = saved.get(name, 'nothing'), current[name]
+        if isinstance(old, dict) and isinstance(new, dict): lines[name] = _inner_lines(name, old, new)
+        else: lines[name] = [] if old == new else [_line(name, old, new)]
+    return {name: each for name, each in lines.items() if each}
 
 def fingerprint_differences(
     saved:dict, # The fingerprint in the file
-    current:dict # The fingerprint of the run that wants to resume
-) -> list: # One line of text for each difference
-    "Return what differs between two fingerprints, of what both know: a file of an earlier version knows less."
-    known = saved.keys() & current.keys() - {'workers'}
-    saved, current = ({name: text for name, text in f.items() if name in known} for f in (saved, current))
-    without_lrs = [{name: text for name, text in f.items() if name != 'schedule'} for f in (saved, current)]
-    return _differing_lines(*without_lrs) or _differing_lines(saved, current)
+    current:dict, # The fingerprint of the run that wants to resume
+    but=() # Names of what is not compared
+) -> dict: # Lines of text for each name at which they differ
+    "Return what differs between two fingerprints, by name; the LRs only if nothing else does, since they follow from it."
+    differences = layout_differences(saved, {k: v for k, v in current.items() if k not in {'workers', *but}})
+    others = {name: lines for name, lines in differences.items() if name != 'schedule'}
+    return others or differences
 
 def worker_note(
     saved:dict, # The fingerprint in the file
     current:dict # The fingerprint of the run that resumes
 ) -> str|None:
     "Return what to say if the data loaders have another number of workers now."
-    before, now = saved.get('workers', current['workers']), current['workers']
+    before, now = saved['workers'], current['workers']
     if before == now: return None
     return (f'the data loaders had {before} workers (for training, validation, …) and have {now} now. '
             'Random numbers that are drawn in them, such as those of an augmentation, will differ from those of an '

@@ -1,5 +1,8 @@
 """One run of a cycle and its file: what was found there, and how far it got"""
 
+# `CycleCheckpoint` is what a user configures; each fit opens it and gets a `ResumableRun`, a callback that resumes from the file
+# and saves how far training gets. It acts after every other callback, so it saves the state that they leave behind.
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -8,19 +11,29 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 
-from ..fastai_internals import OneFitCallback, cancelled_by
-from .file import FILE_FORMAT, date_of, write_file
-from .lock import RunLock
-from .model import in_memory, model_state, set_model_state
-from .place import data_place
+from ..callback import OneCycle
+from ..fastai_internals import OneFitCallback, cancelled_by, show_table
+from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
+from .data import POSITION, data_position, pack, unpack
+from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
+from .fingerprint import NOT_INITIALISED, layout, layout_differences
+from .pickling import CannotStore, Refused
 from .sigterm import HeldSigterm
-from .state import loader_states, object_states, random_states, set_random_states
+from .state import (RANDOM_STATES, in_memory, loader_states, model_state, numbered, object_states, random_states,
+                    set_model_state, set_random_states)
+
+_COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
+
+# How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the file
+# stays as it is; it is complete
+TRAINING, STOPPING, STOPPED, COMPLETE = 'training', 'stopping', 'stopped', 'complete'
 
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
@@ -28,95 +41,116 @@ class ResumableRun(OneFitCallback):
     stands_in = 'all_batches',
     def __init__(self,
         learn, # The `Learner`
+        checkpoint, # The `CycleCheckpoint`
         file:Path, # Where the cycle is kept
         fingerprint:dict, # The fingerprint of this run
         plan, # The `OneCyclePlan` of the cycle
         epochs:range, # The epochs of the cycle to train
-        every:int|None=None, # Also save every so many batches
-        saved:dict|None=None, # The state in the file, if the cycle resumes
-        lock:RunLock|None=None, # Its lock; default a new one
-        replay:bool=True # Whether to run a stream forward to its place
+        saved:dict|None, # The state in the file, if the cycle resumes
+        lock:RunLock, # The lock of the file
+        changes:list|tuple=() # What differs from the run in the file, which is extended on purpose
     ):
-        self.file, self.fingerprint, self.plan, self.every, self.replay = file, fingerprint, plan, every, replay
+        self.checkpoint, self.file, self.fingerprint, self.plan, self._lock = checkpoint, file, fingerprint, plan, lock
         self.saved:Any = saved
+        self._own:dict = {} if saved is None else self._unpacked(saved)     # what was saved by the process of this rank
         self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
-        self.is_complete = saved is not None and saved['status'] != 'running'
+        self.changes = list(changes)
+        self.is_complete = saved is not None and saved['status'] != 'running' and not changes
+        self.state, self._status = TRAINING, 'complete'
         self._rows:list = []
+        self._warned:set[str] = set()
+        self._position:Any = None if saved is None else (saved['epoch'], saved['done'])     # of the file
+        self._thread = ThreadPoolExecutor(1)
+        self._pending:tuple|None = None     # the position of the save that goes on in the thread, and how to wait for it
         self._objects:Any = None
         self._loaders:Any = None
-        self._warned:set[str] = set()
-        self._data:Any = None     # the place in the training data
-        self._status:str|None = 'complete'     # what the file says after the fit; `None` leaves the last one
-        self._place:tuple|None = None
-        self._is_stopping = False
-        self._thread = ThreadPoolExecutor(1)
-        self._pending:tuple|None = None     # the place of the save that goes on in the thread, and how to wait for it
-        self._lock, self._sigterm = lock or RunLock(file), None
+        self._data:Any = None     # the position in the training data
+        self._callbacks:dict = {}
+        self._layout:dict = {}
+        self._sigterm:Any = None
         self.learn = learn
 
-    def _say(self, text):
-        "Print `text` about this checkpoint, once for all processes."
-        if rank() == 0: print(f'Checkpoint {self.file.stem!r} {text}')
-
-    def _say_place(self, what):
-        "Print that `what` happened to this run, and where it will resume."
-        if self._place is None: return
-        epoch, n_done = self._place
-        self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}.')
-
-    def _write(self, place, write, must_succeed=False):
-        "Write the file by calling `write`, and note that it leads to `place`."
+    def _unpacked(self, saved):
+        "Return the parts of the process of this rank; raises `ValueError` if there are none."
         try:
-            write()
-            self._place = place
-        except (OSError, RuntimeError) as e:
-            if must_succeed:
-                raise OSError(f'checkpoint {self.file.stem!r} cannot be written to {self.file}: {e}') from e
-            warn(f'Checkpoint {self.file.stem!r} could not be saved at epoch {place[0]}, batch {place[1]}: {e}. '
-                 'Training continues; the last file that was saved is kept')
+            own = saved['processes'][rank()]
+            return own | dict(random=unpack(own['random'], RANDOM_STATES), data=unpack(own['data'], POSITION))
+        except (IndexError, Refused) as e: raise refused(self.file, f'has an unusable \'processes\': {e}') from e
 
-    def _settle(self):
-        "Wait for the save that goes on in the background, if there is one."
-        pending, self._pending = self._pending, None
-        if pending is not None: self._write(*pending)
+    # The way in, and what surrounds the fit
+
+    def train(self,
+        fit, # Trains with this callback; takes no arguments
+        reset_opt:bool # Whether it begins with a new optimizer
+    ):
+        "Train the run, or load it if it is complete; raises `BlockingIOError` if another process trains it."
+        if self.is_complete: return self._load_complete(reset_opt)
+        with self._locked(), self._kept(reset_opt): fit()
 
     @contextmanager
-    def held(self):
-        "Keep other processes from training this run during this context; raises `BlockingIOError` if one does."
-        if self.is_complete:
-            yield
-            return
+    def _locked(self):
+        "Keep other processes from training this run during this context, and SIGTERM from ending it inside a batch."
         from_rank_0(self._lock.acquire)
         try:
+            # several processes wouldn't agree on that batch, so there each ends at once
             with HeldSigterm() if world_size() == 1 else nullcontext() as self._sigterm, self._thread:
                 try: yield
-                finally: self._settle()
+                except BaseException as e:
+                    self._wait_for_write()
+                    self._report('was interrupted', getattr(e, 'add_note', print))     # a note ends the traceback
+                    raise
+                finally: self._wait_for_write()
         finally:
             self._sigterm = None
             self._lock.release()
 
-    @property
-    def _is_terminated(self):
-        "Whether a SIGTERM waits."
-        return self._sigterm is not None and self._sigterm.is_pending
-
-    def _terminate(self):
-        "Say where the run will resume, and let SIGTERM take its course."
-        self._say_place('got SIGTERM')
-        self._sigterm.let_go()
-
-    def _look_around(self, callbacks):
-        "Look at all that this fit may change, as it is at the beginning."
+    @contextmanager
+    def _kept(self, reset_opt):
+        "Put back what the fit has put in another's place, unless it is complete: the same call has to find the same run."
         learn = self.learn
-        self._objects, self._loaders = object_states(learn, callbacks), loader_states(learn)
-        self._data = data_place(learn, self._loaders, self.replay)
+        if learn.opt is None and not reset_opt: learn.create_opt()
+        attributes = {name: vars(learn)[name] for name in ('loss_func', 'dls', 'opt')}
+        settings = [] if learn.opt is None else [_settings(group) for group in OptAdapter(learn.opt).groups]
+        trained = [(p, p.requires_grad) for p in learn.model.parameters()]
+        try: yield
+        finally:
+            if self.state != COMPLETE:
+                vars(learn).update(attributes)
+                for p, value in trained: p.requires_grad_(value)
+                for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings): group.update(values)
+
+    def _say(self, text, say=print):
+        "Print `text` about this checkpoint, once for all processes."
+        if rank() == 0: say(f'Checkpoint {self.checkpoint.name!r} {text}')
+
+    def _report(self, what, say=print):
+        "Print that `what` happened to this run, and where it will resume."
+        if self._position is None: return
+        epoch, n_done = self._position
+        self._say(f'{what}. The same call resumes it in epoch {epoch}, batch {n_done}, from {self.file}', say)
+
+    # Saving
+
+    def _note_start(self, callbacks):
+        "Note how all that this fit may change is at the beginning."
+        self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+        self._data = data_position(self.learn, self._loaders, self.checkpoint.replay)
+        self._callbacks = numbered([(type(cb).__name__, cb) for cb in callbacks])
+        self._dls, self._layout = self.learn.dls, layout(self.learn, self.learn.opt)
+
+    def _replaced(self):
+        "Yield the names of what the fit has added, or put in another's place, so that a new process won't have it."
+        if self.learn.dls is not self._dls: yield 'Learner.dls'
+        known = [self, *self._callbacks.values()]
+        for cb in self.learn.cbs:
+            if not any(cb is each for each in known): yield f'{type(cb).__name__} (added during the fit)'
 
     def _warn_of_lost(self):
         "Warn once of what cannot be saved."
-        new = sorted((self._objects.lost | self._loaders.lost) - self._warned)
+        new = sorted((self._objects.lost | self._loaders.lost | {*self._replaced()}) - self._warned)
         self._warned.update(new)
         if new:
-            warn(f'Checkpoint {self.file.stem!r} does not hold {", ".join(new)}, which cannot be '
+            warn(f'Checkpoint {self.checkpoint.name!r} does not hold {", ".join(new)}, which cannot be '
                  f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
 
     @property
@@ -131,53 +165,86 @@ class ResumableRun(OneFitCallback):
         return [os.fstat(log.fileno()).st_size for log in self._logs]
 
     def _cut_logs(self):
-        "Cut off what was written to these files since the saved state."
-        for log, size, now in zip(self._logs, self.saved.get('logs', []), self._log_sizes()):
+        "Cut off what was written to these files since the saved state: the resumed run writes it again."
+        for log, size, now in zip(self._logs, self.saved['logs'], self._log_sizes()):
             if now > size: log.truncate(size)
 
+    def _process_state(self, n_done):
+        "Return what each process has of its own: weights and optimizer are the same everywhere."
+        return dict(random=pack(random_states(self._loaders)), carried=self._objects.save(),
+                    data=pack(self._data.state(n_done)),
+                    removed=[name for name, cb in self._callbacks.items() if all(cb is not each for each in self.learn.cbs)])
+
+    def _fits(self):
+        "Return whether a new training can load this one's weights and optimizer; warn once if not."
+        now = layout(self.learn, self.learn.opt)
+        made = {name: text for name, text in now['model'].items() if self._layout['model'].get(name) == NOT_INITIALISED}
+        differences = layout_differences(self._layout | dict(model=self._layout['model'] | made), now)
+        if differences and 'layout' not in self._warned:
+            self._warned.add('layout')
+            lines = '; '.join(line for lines in differences.values() for line in lines)
+            warn(f'Checkpoint {self.checkpoint.name!r} cannot be saved from here on, since a new Learner could not load it '
+                 f'({lines.replace("in the file", "at the beginning")}). Training continues; the same call resumes it in '
+                 'epoch {}, batch {}'.format(*self._position))
+        return not differences
+
     def _save(self, epoch, n_done, status='running', must_succeed=False, in_background=False):
-        "Save the training as it is after `n_done` batches of `epoch`."
-        self._settle()
-        learn = self.learn
-        place = self._data.state(n_done)
-        processes = gather(dict(random=random_states(self._loaders), carried=self._objects.save(), **place))
+        "Save the training as it is after `n_done` batches of `epoch`; in the background, from a copy."
+        self._wait_for_write()
+        if not self._fits(): return
+        processes = gather(self._process_state(n_done))
         self._warn_of_lost()
         if processes is None: return     # rank 0 writes
-        model = in_memory(model_state(learn)) if in_background else model_state(learn)
+        learn, model = self.learn, model_state(self.learn)
         state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
-                     logs=self._log_sizes(), train_iter=learn.train_iter, pct_train=learn.pct_train,
-                     rows=list(self._rows), processes=processes, **model)
+                     lost=sorted(self._warned), logs=self._log_sizes(), train_iter=learn.train_iter,
+                     pct_train=float(learn.pct_train), rows=list(self._rows), processes=processes,
+                     model=in_memory(model) if in_background else model)
         if in_background: self._pending = (epoch, n_done), self._thread.submit(write_file, self.file, state).result
         else: self._write((epoch, n_done), partial(write_file, self.file, state), must_succeed)
 
-    def before_fit(self):
-        "Write the first file, or resume between two epochs."
-        self._look_around([cb for cb in self.learn.cbs if cb is not self])
-        if self.saved is None: return self._save(self.learn.epoch, 0, must_succeed=True)
-        self._show_saved_rows()
-        if self._data.loses_workers(self._saved_here):
-            warn(f'Checkpoint {self.file.stem!r} does not restore random states inside the workers of a data loader '
-                 'that tells its own place: random draws there, such as those of an augmentation, will differ in this '
-                 'epoch')
-        if self.saved['done'] == 0:
-            self._restore()
-            self.saved = None
+    def _write(self, position, write, must_succeed=False):
+        "Write the file by calling `write`, and note that it leads to `position`."
+        try:
+            write()
+            self._position = position
+        except (OSError, RuntimeError, CannotStore) as e:
+            if must_succeed: raise OSError(f'checkpoint {self.checkpoint.name!r} cannot be written to {self.file}: {e}') from e
+            warn(f'Checkpoint {self.checkpoint.name!r} could not be saved at epoch {position[0]}, batch {position[1]}: {e}. '
+                 'Training continues; the last file that was saved is kept')
+
+    def _wait_for_write(self):
+        "Wait for the save that goes on in the background, if there is one."
+        pending, self._pending = self._pending, None
+        if pending is not None: self._write(*pending)
+
+    @property
+    def _is_terminated(self):
+        "Whether a SIGTERM waits."
+        return self._sigterm is not None and self._sigterm.is_pending
+
+    def _terminate(self):
+        "Say where the run will resume, and let SIGTERM take its course."
+        self._report('got SIGTERM')
+        self._sigterm.let_go()
 
     def after_batch(self):
         "Save every so many batches, counted over the whole fit, and where the fit stops."
         learn = self.learn
-        is_due = self.every is not None and learn.train_iter % self.every == 0
-        is_last = self._is_stopping or self._is_terminated
+        is_due = self.checkpoint.every is not None and learn.train_iter % self.checkpoint.every == 0
+        is_last = self.state == STOPPING or self._is_terminated
         if is_due or is_last: self._save(learn.epoch, learn.iter + 1, in_background=not is_last)
         if self._is_terminated: self._terminate()
 
     def after_epoch(self):
         "Save at the end of an epoch."
-        if hasattr(self.learn, 'recorder'): self._rows.append(list(self.learn.recorder.log))
+        if hasattr(self.learn, 'recorder'): self._rows.append([*map(_plain_cell, self.learn.recorder.log)])
         self._save(self.learn.epoch + 1, 0)
         if self._is_terminated: self._terminate()
 
-    def _see_out(self, cb, event):
+    # The end
+
+    def _finish_event(self, cb, event):
         "Call the callbacks that `event` hasn't reached, since `cb` ended the fit in it; return those that end it too."
         callbacks, stopped = list(self.learn.cbs.sorted('order')), []
         unseen = callbacks[1 + callbacks.index(cb):]
@@ -188,55 +255,43 @@ class ResumableRun(OneFitCallback):
         return stopped
 
     def stopped(self):
-        "Save where a callback stopped the cycle; note that it is complete if that was for good, or nothing is left."
+        "Save where a callback stops the cycle; note that it is complete if that was for good, or nothing is left."
         learn, (cb, event) = self.learn, cancelled_by()
         is_last = learn.epoch + 1 == self.epochs.stop
         is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
-        self._is_stopping = True
-        stoppers = [cb] if isinstance(cb, _FOR_GOOD) or not is_in_order else [cb, *self._see_out(cb, event)]
-        if any(isinstance(stopper, _FOR_GOOD) for stopper in stoppers):
+        self.state = STOPPING
+        stoppers = [cb] if isinstance(cb, _COMPLETE_THE_CYCLE) or not is_in_order else [cb, *self._finish_event(cb, event)]
+        self.state = COMPLETE
+        if any(isinstance(stopper, _COMPLETE_THE_CYCLE) for stopper in stoppers):
             self._status = f'complete, ended early in epoch {learn.epoch}'
         elif event != 'after_epoch' or not is_last:
-            self._status = None
-            self._say_place('was stopped early')
+            self.state = STOPPED
+            self._report('was stopped early')
 
     def after_cancel_fit(self):
         "Leave the last file as it is if the fit was stopped before its first epoch."
-        if not self._is_stopping: self._status = None
+        if self.state == TRAINING: self.state = STOPPED
 
     def after_fit(self):
         "Mark the cycle as complete, unless it was stopped early."
-        if self._status is not None: self._save(self.learn.epoch + 1, 0, status=self._status)
+        if self.state == STOPPED: return
+        self._save(self.learn.epoch + 1, 0, status=self._status)
+        self.state = COMPLETE
 
-    @property
-    def _saved_here(self):
-        "What was saved by the process of this rank."
-        return self.saved['processes'][rank()]
+    # Resuming
 
-    def _restore_position(self):
-        "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
-        learn, saved = self.learn, self.saved
-        learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-        return set_random_states(self._loaders, self._saved_here['random'])
-
-    def _restore(self):
-        "Restore the training; warn of state that no object here uses."
-        problems, unused = self._objects.restore(self._saved_here['carried'])
-        if unused: warn(f"Checkpoint {self.file.stem!r} has state for {', '.join(unused)}, which this fit doesn't use")
-        set_model_state(self.learn, self.saved)
-        self._data.restore(self._saved_here)
-        problems += self._restore_position()
-        if problems:
-            warn(f'Checkpoint {self.file.stem!r} cannot restore {", ".join(problems)}: '
-                 'the cycle resumes with what is there now')
-
-    def _show_saved_rows(self):
-        "Print where the cycle resumes, and show the rows of its table again."
-        way = self._data.way(self._saved_here, self.file.stem)
-        self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}. {way}'.rstrip())
-        self._rows = self.saved['rows']
-        for row in self._rows: self.learn.logger(row)
-        self._cut_logs()
+    def before_fit(self):
+        "Write the first file, or resume between two epochs."
+        self._note_start([cb for cb in self.learn.cbs if cb is not self])
+        if self.saved is None:
+            self._data.warn_of_workers(None, self.checkpoint.name)
+            self._say(f'is kept in {self.file}')
+            return self._save(self.learn.epoch, 0, must_succeed=True)
+        self._show_saved_rows(self._data.note(self._own['data'], self.checkpoint.name))
+        self._data.warn_of_workers(self._own['data'], self.checkpoint.name)
+        if self.saved['done'] == 0:
+            self._restore()
+            self.saved = None
 
     def before_train(self):
         "Resume inside an epoch, or begin one."
@@ -248,24 +303,95 @@ class ResumableRun(OneFitCallback):
         "Run the `Learner`'s loop over the batches; in a resumed epoch, over those that are left."
         learn = self.learn
         if self.saved is None or not learn.training: return type(learn).all_batches(learn)
-        n_done, now = self.saved['done'], self._saved_here['random']
+        n_done, now = self.saved['done'], self._own['random']
         self.saved = None
         learn.n_iter = len(learn.dl)
         for i, batch in enumerate(self._data.batches_left(n_done, now), n_done): learn.one_batch(i, batch)
 
-    def finish(self):
-        "Load a complete cycle into the `Learner`, which has an optimizer, without training."
+    def _restore_position(self):
+        "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
+        learn, saved = self.learn, self.saved
+        learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
+        if self.changes: learn.pct_train = self._n_trained / len(self.plan)
+        return set_random_states(self._loaders, self._own['random'])
+
+    def _restore(self):
+        "Restore the training; warn of state that no object here uses."
+        with self._refusing():
+            problems, unused = self._objects.restore(self._own['carried'])
+            if unused: warn(f"Checkpoint {self.checkpoint.name!r} has state for {', '.join(unused)}, which this fit doesn't use")
+            set_model_state(self.learn, self.saved['model'])
+            self._data.restore(self._own['data'])
+            problems += self._restore_position()
+            for name, cb in self._callbacks.items():
+                if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
+            if self.changes: self._continue_record()
+        if self.saved['lost']:
+            warn(f'Checkpoint {self.checkpoint.name!r} was saved without {", ".join(self.saved["lost"])}: '
+                 'the cycle resumes with what is there now')
+        if problems:
+            warn(f'Checkpoint {self.checkpoint.name!r} cannot restore {", ".join(problems)}: '
+                 'the cycle resumes with what is there now')
+
+    @contextmanager
+    def _refusing(self):
+        "Refuse the file if what it holds can't be restored, whatever error that is."
+        try: yield
+        except Exception as e:
+            raise refused(self.file, f'does not fit this training: {type(e).__name__}: {e}') from e
+
+    def _show_saved_rows(self, note):
+        "Print where the cycle resumes, and show the rows of its table again."
+        self._say(f'resumes in epoch {self.saved["epoch"]}, batch {self.saved["done"]}. {note}'.rstrip())
+        if self.changes: self._say_what_changes()
+        self._rows = self.saved['rows']
+        for row in self._rows: self.learn.logger(row)
+        self._cut_logs()
+
+    # Extending a run on purpose
+
+    @property
+    def _n_trained(self): return self.saved['epoch'] * self.plan.n_batch + self.saved['done']
+
+    def _say_what_changes(self):
+        "Print the LR that the run had, and the one with which it goes on."
+        opt = self.saved['model']['opt']
+        lr, is_timed = opt.get('hypers', opt.get('param_groups'))[-1]['lr'], hasattr(self.plan, 'minutes')
+        then = '' if is_timed else f' and is {self.plan.at([self._n_trained])[0][0, -1]:.3g} now'
+        self._say(f'is extended: its LR was {float(lr):.3g}{then} ({"; ".join(self.changes)})')
+
+    def _continue_record(self):
+        "Let the record of a run that was complete go on."
+        recorder = getattr(self.learn, 'recorder', None)
+        for cb in self.learn.cbs:
+            if isinstance(cb, OneCycle) and not cb.state_dict() and hasattr(recorder, 'hps'):
+                hps = dict(recorder.hps)
+                cb.start()
+                cb.load_state_dict(cb.state_dict() | dict(hps={name: hps[name] for name in cb.state_dict()['hps']}))
+
+    def _load_complete(self, reset_opt):
+        "Load a complete cycle into the `Learner`, without training."
         learn = self.learn
+        if learn.opt is None or reset_opt: learn.create_opt()
         recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
-        self._look_around(recorders)
-        set_model_state(learn, self.saved)
-        self._restore_position()
-        self._objects.restore(self._saved_here['carried'])
+        self._note_start(recorders)
+        with self._refusing():
+            set_model_state(learn, self.saved['model'])
+            self._restore_position()
+            self._objects.restore(self._own['carried'])
         for recorder in recorders:
             recorder.plan = self.plan
             if recorder.values: learn.final_record = recorder.values[-1]
         learn.model.eval()
+        if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
         self._say(f'is {self.saved["status"]}, since {date_of(self.file)}: its weights are loaded and nothing is '
-                  f'trained. CycleCheckpoint({self.file.stem!r}, restart=True) starts over.')
+                  f'trained. CycleCheckpoint({self.checkpoint.name!r}, restart=True) starts over.')
 
-_FOR_GOOD = EarlyStoppingCallback, TerminateOnNaNCallback
+def _settings(group):
+    "Return what a parameter group holds besides its tensors."
+    return {name: value for name, value in group.items() if name != 'params' and not isinstance(value, torch.Tensor)}
+
+def _plain_cell(value):
+    "Return a cell of the table as a number or a text."
+    if type(value) in (int, float, str): return value
+    return str(value)

@@ -1,27 +1,324 @@
-"""What a training run remembers, and how it gets it back"""
+"""What a training remembers: weights, optimizer, what objects hold besides a `state_dict`, and random states"""
 
+# Weights alone resume nothing as if nothing had happened: the order of the next shuffle, the next dropout mask, the best loss
+# that a callback has seen lie elsewhere. An attribute that a training hasn't changed is a *setting*, such as a `patience`: if
+# it is another one when the run resumes, that is what the user wants. Everything else is restored.
+
+import io
 import random
-from warnings import warn
+import weakref
+from contextlib import suppress
+from copy import copy, deepcopy
+from functools import partial
+from operator import methodcaller
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import TrainEvalCallback
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
+from fastai.data.core import Pipeline, Transform
 from fastai.learner import CastToTensor
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
+from fastcore.foundation import L
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from ..callback import OneCycle
-from ..fastai_internals import has_persistent_workers
-from .earlier import set_loader_generators
-from .model import other_parameters
-from .objects import ObjectStates
+from .pickling import THE_DATA, Parts, Refused, Scalars, Standing, StateDict, digest, dump, has_state_dict, load
+
+# The tensors that training changes: weights, gradients and the state of the optimizer
+
+def _gradient_to_save(p):
+    "Return the gradient of `p`, which may wait for a later batch; `False` if it is all zeros, `None` if there is none."
+    if p.grad is None: return None
+    if p.grad.layout is torch.sparse_coo: return dict(indices=p.grad._indices(), values=p.grad._values())
+    return p.grad if p.grad.any() else False
+
+def other_parameters(
+    learn # The `Learner`, with an optimizer
+) -> list: # Parameters
+    "Return the parameters that the optimizer trains and that are not the model's."
+    own = {*map(id, learn.model.parameters())}
+    return [p for params in learn.opt.param_lists for p in params if id(p) not in own]
+
+def _parameters(learn): return [*get_model(learn.model).parameters(), *other_parameters(learn)]
+
+def _plain(value):
+    "Return settings with Python's numbers for those of NumPy, and lists for fastcore's."
+    if isinstance(value, np.generic): return value.item()
+    if isinstance(value, dict): return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, L): return [*map(_plain, value)]
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+def model_state(
+    learn # The `Learner`, with an optimizer
+) -> dict: # Plain values and tensors
+    "Return the weights, the gradients, the optimizer's state, and the loss scale of mixed precision."
+    weights, scaler, parameters = get_model(learn.model).state_dict(), getattr(learn, 'scaler', None), _parameters(learn)
+    lazy = [name for name, value in weights.items() if is_lazy(value)]     # the first batch will make them
+    for name in lazy: del weights[name]
+    return dict(weights=weights, others=[p.data for p in other_parameters(learn)], opt=_plain(learn.opt.state_dict()),
+                scaler=None if scaler is None else scaler.state_dict(), trained=[p.requires_grad for p in parameters],
+                grads=[_gradient_to_save(p) for p in parameters])
+
+def _with_tensors(f, value):
+    "Return a copy of `value` with what `f` returns for each tensor in its dictionaries and lists."
+    if isinstance(value, torch.Tensor): return f(value)
+    if isinstance(value, list): return [_with_tensors(f, item) for item in value]
+    if not isinstance(value, dict): return deepcopy(value)
+    new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
+    for name, item in value.items(): new[name] = _with_tensors(f, item)
+    return new
+
+def in_memory(
+    value # Tensors, dictionaries, lists and plain values
+): # The same in the CPU's memory: a GPU may have no room for it
+    "Return a copy of a state that training leaves alone."
+    copies:dict = {}
+    def copied(t):
+        key = (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.layout is torch.strided else id(t)
+        if key not in copies: copies[key] = t.detach().to('cpu', copy=True)     # once if weights are tied
+        return copies[key]
+    return _with_tensors(copied, value)
+
+def _restored_gradient(p, grad):
+    if grad is None: return None
+    if grad is False: return torch.zeros_like(p)
+    if isinstance(grad, dict): grad = torch.sparse_coo_tensor(**grad, size=p.shape)
+    return grad.to(p.device)
+
+def _load_optimizer(opt, state):
+    "Load the state of an optimizer; torch's move it to the parameters' device themselves."
+    if not isinstance(opt, OptimWrapper):
+        if {*map(type, state['hypers'])} != {dict}: raise ValueError('the hyper-parameters are none')
+        state['hypers'] = L(state['hypers'])
+        pairs = zip(state['state'], opt.all_params())
+        state['state'] = [_with_tensors(methodcaller('to', p.device), s) for s, (p, *_) in pairs]
+    opt.load_state_dict(state)
+
+def set_model_state(
+    learn, # The `Learner`, with an optimizer
+    state:dict # What `model_state` returned
+):
+    "Restore the weights, the gradients and the optimizer's state."
+    model, scaler, others = get_model(learn.model), getattr(learn, 'scaler', None), other_parameters(learn)
+    model.load_state_dict(state['weights'], strict=not any(map(is_lazy, model.parameters())))
+    for p, value in zip(others, state['others']): p.data.copy_(value)
+    for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']):
+        if p.requires_grad != trained: p.requires_grad_(trained)     # which a layer that isn't initialised doesn't allow
+        p.grad = _restored_gradient(p, grad)
+    _load_optimizer(learn.opt, deepcopy(state['opt']))     # an optimizer keeps what it is given
+    if state['scaler'] is not None and scaler is not None: scaler.load_state_dict(state['scaler'])
+
+# What objects remember besides their `state_dict`
+
+_LAYER_ATTRIBUTES = {*vars(nn.Module())}
+
+def _layer_attributes(layer):
+    "Return the attributes of a layer that its `state_dict` leaves out, by name."
+    buffers = dict(layer.named_buffers(recurse=False, remove_duplicate=False))
+    saved = layer.state_dict() if buffers else {}
+    own = {name: value for name, value in vars(layer).items() if name not in _LAYER_ATTRIBUTES}
+    return own | {name: value for name, value in buffers.items() if name not in saved}
+
+_STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
+
+def _remembers(value, before):
+    "Return whether an attribute may be state; `before` is what stood in its place at the beginning."
+    is_still = value is before and isinstance(value, (type, FunctionType, MethodType, BuiltinFunctionType, partial))
+    values = value if type(value) is list else [value]     # a recurrent layer has a list of references to its weights
+    return not is_still and not all(isinstance(each, _STATELESS) or _is_output(each) for each in values)
+
+def _is_output(value):
+    "Return whether `value` is written to, such as TensorBoard's writer: what it remembers lies in its own files."
+    return all(hasattr(type(value), name) for name in ('flush', 'close'))
+
+def refill(
+    old, # What stands in a training
+    new, # What was read
+    done:dict # What was refilled, by the id of `new`: each once
+): # `old` with the content of `new`, or `new` if `old` can't hold it
+    "Fill a list, a dictionary, a set or an array, so that others who hold it see it restored."
+    if id(new) not in done:
+        is_taken = any(old is filled for _, filled in done.values())
+        done[id(new)] = new, new if is_taken or type(old) is not type(new) else _filled(old, new, done)
+    return done[id(new)][1]
+
+def _filled(old, new, done):
+    if isinstance(old, list): old[:] = new
+    elif isinstance(old, dict):
+        entries = {key: refill(old.get(key), value, done) for key, value in new.items()}
+        old.clear()
+        old.update(entries)
+    elif isinstance(old, set): old ^= old ^ new
+    elif isinstance(old, np.ndarray) and (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable:
+        old[...] = new
+    else: return new
+    return old
+
+_taken_part:weakref.WeakValueDictionary = weakref.WeakValueDictionary()     # the objects of all fits of this process, by id
+
+def has_taken_part(
+    obj # Any object
+) -> bool:
+    "Return whether `obj` took part in a fit of this process: what has changed in it since is no one's wish."
+    return _taken_part.get(id(obj)) is obj
+
+_ABSENT = object()
+_FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
+
+class ObjectStates:
+    "Save and restore what objects remember: their `state_dict`, or their attributes."
+    def __init__(self,
+        objects:dict, # The objects, by the names that warnings use
+        parts=dict, # Returns the objects that are stored elsewhere, by name
+        skip=None, # The attributes to leave out, by the name of the object
+        by_attributes=False # Whether to leave the objects' own `state_dict` alone
+    ):
+        self.objects, self.parts, self.skip, self.by_attributes = objects, parts, skip or {}, by_attributes
+        self.standing, self.lost = Standing(), set[str]()
+        self._again = {label for label, obj in objects.items() if has_taken_part(obj)}
+        self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
+        begin = Parts(parts())
+        for obj in begin.objects.values(): self.standing.add_class(type(obj))
+        for label in objects: self._begin(label, begin)
+
+    def _saves_itself(self, obj):
+        "Return whether the `state_dict` of `obj` is all that it remembers; a layer's is part of the model's."
+        return has_state_dict(obj) and not isinstance(obj, nn.Module) and not self.by_attributes
+
+    def _attributes(self, label):
+        "Return the attributes of an object that may be state, by name."
+        obj = self.objects[label]
+        if self._saves_itself(obj): return {}
+        skip = {*self.skip.get(label, ())} | (_FASTAIS if isinstance(obj, Callback) else set())
+        is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
+        attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
+        return {name: value for name, value in attributes.items() if name not in skip}
+
+    def _begin(self, label, parts):
+        "Look at an object as it is at the beginning."
+        obj, self._initial[label] = self.objects[label], {}
+        self.standing.add_class(type(obj))
+        with suppress(TypeError): _taken_part[id(obj)] = obj     # some objects allow no weak reference
+        for name, value in self._attributes(label).items():
+            form = Scalars.of(value, parts) or value
+            try: now = digest(form, self.standing, parts, learning=f'{label}.{name}')
+            except Exception: now = None
+            self._initial[label][name] = value, now
+
+    def _form(self, value, before, parts, scalars):
+        "Return the form in which `value` can be stored, and its digest; `None` for both if it can't."
+        if type(value) is list and id(value) not in scalars:     # one list may stand in two places
+            scalars[id(value)] = Scalars.of(value, parts) or value
+        forms = [scalars.get(id(value), value)]
+        if value is before and has_state_dict(value): forms.append(StateDict(value))
+        for form in forms:
+            try: return form, digest(form, self.standing, parts)
+            except Exception: pass      # whatever the objects of others raise
+        return None, None
+
+    def _save_object(self, label, parts, scalars):
+        "Return what to store of an object: its attributes, which of them are settings, and which are lost."
+        if self._saves_itself(self.objects[label]):
+            state, now = self._form(self.objects[label].state_dict(), None, parts, {})
+            if now is None: self.lost.add(f'{label}.state_dict')
+            return {} if now is None else dict(whole=state)
+        attributes, settings, lost = {}, [], []
+        for name, value in self._attributes(label).items():
+            before, initial = self._initial[label].get(name, (_ABSENT, None))
+            form, now = self._form(value, before, parts, scalars)
+            if now is None: lost.append(name)
+            else: attributes[name] = form
+            if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
+            if now is not None and now == initial and not now[1]: settings.append(name)
+        for name in self._made_together(label, attributes, lost):
+            del attributes[name]
+            lost.append(name)
+            self.lost.add(f'{label}.{name}')
+        return dict(attributes=attributes, settings=settings, lost=lost)
+
+    def _made_together(self, label, attributes, lost):
+        """Return the names of the objects that were made on the way like one that is lost, such as a head beside its
+        optimizer: with a half of them no training goes on, so they start over too."""
+        def was_made(name, value): return hasattr(value, '__dict__') and self._initial[label].get(name, (None,))[0] is None
+        current = self._attributes(label)
+        is_half = any(was_made(name, current[name]) and f'{label}.{name}' in self.lost for name in lost)
+        return [name for name in attributes if is_half and was_made(name, current[name])]
+
+    def save(self) -> torch.Tensor: # Bytes
+        "Return the states of all objects; what cannot be stored is noted in `lost`."
+        parts, scalars = Parts(self.parts()), dict[int, Any]()
+        states = {label: self._save_object(label, parts, scalars) for label in self.objects}
+        return dump(states, self.standing, parts)
+
+    def restore(self,
+        content:torch.Tensor, # What `save` returned, perhaps in an earlier process
+        with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
+    ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
+        "Restore all objects; raises `Refused` before anything is touched if `content` holds what no `save` writes."
+        parts, done, problems = Parts(self.parts()), dict[int, tuple](), list[str]()
+        states, reader = load(content, self.standing, parts)
+        missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
+        if missing or not all(type(state) is dict for state in states.values()): raise Refused(f'a part is missing: {missing}')
+        reader.fill()
+        def problem(value):
+            "Return why a value can't be restored: something in it is missing."
+            try: return reader.unknown and digest(value, self.standing, parts) and None
+            except Exception as e: return str(e)
+        for label in self.objects:
+            if label not in states: continue
+            kept = None if with_settings or label in self._again else self._unchanged(label, states[label], parts)
+            problems += self._restore_object(label, states[label], problem, done, kept)
+        return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
+
+    def _unchanged(self, label, state, parts):
+        "Return the names of the settings that are still as the user gave them: no event of this fit has changed them."
+        current, initial = self._attributes(label), self._initial[label]
+        def is_still(name):
+            return name in initial and self._form(current[name], initial[name][0], parts, {})[1] == initial[name][1]
+        return [name for name in state.get('settings', ()) if name in current and is_still(name)]
+
+    def _restore_object(self, label, state, problem, done, kept):
+        "Restore one object, or all but the settings that are `kept`; return the names of what could not be restored."
+        obj, current, problems = self.objects[label], self._attributes(label), []
+        if 'whole' in state:
+            if why := problem(state['whole']): return [f'{label}.state_dict ({why})']
+            obj.load_state_dict(state['whole'])
+            return []
+        stored = {name: value for name, value in state.get('attributes', {}).items() if name not in (kept or ())}
+        for name, value in stored.items():
+            if why := problem(value): problems.append(f'{label}.{name} ({why})')
+            else: self._set(obj, name, refill(current.get(name), value, done))
+        for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
+            was_made_later = kept is None or name not in self._initial[label]
+            if was_made_later: vars(obj).pop(name, None)
+        return problems
+
+    def _set(self, obj, name, value):
+        "Set an attribute; of an object that is no layer, without its own checks of who may set what."
+        if isinstance(obj, nn.Module): setattr(obj, name, value)
+        else: vars(obj)[name] = value
+
+def _is_changed(state):
+    "Return whether a state holds more than settings."
+    return bool(state.get('whole') or state.get('attributes', {}).keys() - {*state.get('settings', ())})
+
+# Which objects a training has
 
 def _is_stateless(cb, learn):
     "Return whether `cb` is one of fastai's callbacks that have nothing to remember."
     is_one = isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor))
     return is_one or cb is getattr(learn, 'distributed_trainer', None)
 
-def _numbered(objects):
+def numbered(
+    objects # Pairs of a name and an object
+) -> dict:
     "Return the pairs of name and object as a dictionary, a second object of one name as `name 2`."
     by_name:dict = {}
     for name, obj in objects:
@@ -63,27 +360,29 @@ def object_states(
 ) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
-    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb, OneCycle))
+    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb, OneCycle))     # it starts the record that others look at
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()
-    objects = _numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
+    objects = numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
                         [(f'model.{name}'.rstrip('.'), module) for name, module in modules] +
                         [('loss_func', learn.loss_func), ('Learner', learn)])
     skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan'})
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
-
-_NOT_STORED = {'dataset', 'it', '_iterator', '_types', '_DataLoader__idxs'}     # the data, and what is made anew
 
 def loader_states(
     learn # The `Learner`, with an optimizer
 ) -> ObjectStates:
     """Return the states of the data loaders of `learn`, with all that they hold except the data.
 
-    The `state_dict` of a loader is left alone: it tells a place within an epoch, and some begin one to tell it."""
+    The `state_dict` of a loader is left alone: it tells a position within an epoch, and some begin one to tell it."""
     loaders = _loaders(learn)
-    def names(): return _named_objects(learn, {}, loaders)
-    return ObjectStates(loaders, names, dict.fromkeys(loaders, _NOT_STORED), by_attributes=True)
+    def parts(): return _named_objects(learn, {}, loaders)
+    return ObjectStates(loaders, parts, dict.fromkeys(loaders, THE_DATA), by_attributes=True)
+
+# Random states
+
+RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
 
 def random_states(
     loaders:ObjectStates # The data loaders
@@ -103,7 +402,7 @@ def set_global_random_states(
     np.random.set_state(states['numpy'])
     torch.set_rng_state(states['torch'])
     if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
-    if states.get('mps') is not None: torch.mps.set_rng_state(states['mps'])
+    if states['mps'] is not None: torch.mps.set_rng_state(states['mps'])
 
 def set_random_states(
     loaders:ObjectStates, # The data loaders
@@ -111,14 +410,4 @@ def set_random_states(
 ) -> list[str]: # The names of what could not be restored
     "Restore all random generators and the data loaders."
     set_global_random_states(states)
-    if isinstance(states['loaders'], torch.Tensor): return loaders.restore(states['loaders'])[0]
-    set_loader_generators(loaders.objects.values(), states['loaders'])     # of the first format
-    return []
-
-def warn_of_persistent_workers(
-    learn # The `Learner`
-):
-    "Warn if a data loader of `learn` has workers whose random states cannot be saved."
-    if any(map(has_persistent_workers, learn.dls.loaders)):
-        warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
-             'persistent_workers=True: their random draws differ after a crash')
+    return loaders.restore(states['loaders'])[0]

@@ -1,0 +1,187 @@
+"""Where a training is in its data, and the way back there"""
+
+# A run that resumes within an epoch trains on the batches that are left, and on no others. A loader that can save itself, like
+# torchdata's `StatefulDataLoader`, returns to its position. From another, the batches that were trained are drawn again, with
+# the random states with which the pass over the data began, and dropped.
+
+from collections.abc import Iterable
+from typing import Any
+from warnings import warn
+
+from ..fastai_internals import has_persistent_workers, n_workers
+from ..stream import StreamCallback, has_length
+from .pickling import Parts, Refused, Standing, dump, has_state_dict, load
+from .state import random_states, set_global_random_states, set_random_states
+
+def pack(
+    value # Tensors and plain values
+): # A tensor of bytes
+    "Return `value` as a file holds it."
+    return dump(value, Standing(), Parts({}))
+
+def unpack(
+    content, # What `pack` returned
+    names=None # What it must be: a dictionary with these names; default anything
+):
+    "Return what was packed; raises `Refused` if it is something else."
+    value, reader = load(content, Standing(), Parts({}))
+    if names is not None and (type(value) is not dict or {*value} != {*names}): raise Refused('another part')
+    if reader.unknown: raise Refused(f'{", ".join(reader.unknown)}')
+    reader.fill()
+    return value
+
+def loader_state(
+    loader # A data loader, or anything that can be iterated over
+): # What its `load_state_dict` takes, packed; `None` if it says nothing that can be stored
+    "Return what `loader` says about its position."
+    if not has_state_dict(loader): return None
+    try: return pack(loader.state_dict())
+    except Exception: return None     # whatever the objects of others raise
+
+POSITION = 'n_taken', 'began', 'told'     # what a position in the data consists of
+
+class EpochPosition:
+    "The position of a training in its data, where each epoch is a pass over them."
+    def __init__(self,
+        learn, # The `Learner`
+        loaders # The `ObjectStates` of its data loaders
+    ):
+        self.learn, self.loaders = learn, loaders
+        self.began:Any = None     # random states, where the current pass began
+        self.told:Any = None      # what the data loader said about its position in the saved state
+
+    def note_pass(self):
+        "Note the random states with which a pass over the training data begins."
+        self.began = random_states(self.loaders)
+
+    def enter_epoch(self,
+        n_done:int # How many of its batches are trained
+    ):
+        "Prepare for the batches of an epoch."
+        if n_done == 0: self.note_pass()
+
+    def is_in_pass(self,
+        n_done:int # Number of batches trained in this epoch
+    ) -> bool:
+        "Return whether a pass over the training data is under way."
+        return n_done > 0
+
+    def state(self,
+        n_done:int # Number of batches trained in this epoch
+    ) -> dict: # `n_taken` is the number of batches to draw again from a stream
+        "Return what leads back to this position."
+        is_in, loader = self.is_in_pass(n_done), self.learn.dls.train
+        return dict(n_taken=0, began=self.began if is_in else None, told=loader_state(loader) if is_in else None)
+
+    def restore(self,
+        state:dict # What `state` returned
+    ):
+        "Note where to go."
+        self.began, self.told = state['began'], state['told']
+
+    def _is_told(self, loader): return self.told is not None and has_state_dict(loader)
+
+    def batches_left(self,
+        n_done:int, # Number of batches trained in this epoch
+        now:dict # All random states, as they were after these
+    ) -> Iterable: # Batches
+        "Return the batches of a resumed epoch after the first `n_done`, with all random states as they were there."
+        loader = self.learn.dl
+        if self._is_told(loader): return self._told_batches(loader, now)
+        set_random_states(self.loaders, self.began)
+        batches = iter(loader)
+        for _ in range(n_done): next(batches, None)
+        set_random_states(self.loaders, now)
+        return batches
+
+    def _told_batches(self, loader, now):
+        "Return the batches of a loader from the position that it told."
+        set_random_states(self.loaders, now)
+        generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
+        drawn = generator and generator.get_state()
+        loader.load_state_dict(unpack(self.told))
+        batches = iter(loader)
+        if generator: generator.set_state(drawn)
+        set_global_random_states(now)
+        return batches
+
+    def note(self,
+        state:dict, # What `state` returned
+        name:str # The name of the checkpoint
+    ) -> str: # Nothing if there is nothing to say
+        "Return a sentence about the way to the position."
+        return ''
+
+    def warn_of_workers(self,
+        state:dict|None, # What `state` returned, if the run resumes
+        name:str # The name of the checkpoint
+    ):
+        "Warn of random states inside the workers of a data loader, which can't be saved, or are lost on the way."
+        if any(map(has_persistent_workers, self.learn.dls.loaders)):
+            warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
+                 'persistent_workers=True: their random draws differ after a crash')
+        if state and state['told'] is not None and n_workers(self.learn.dls.train):
+            warn(f'Checkpoint {name!r} does not restore random states inside the workers of a data loader that tells its '
+                 'own position: random draws there, such as those of an augmentation, will differ in this epoch')
+
+class StreamPosition(EpochPosition):
+    "The position of a training in a stream, whose passes over the data go on from epoch to epoch."
+    def __init__(self,
+        learn, # The `Learner`
+        loaders, # The `ObjectStates` of its data loaders
+        stream:StreamCallback, # The callback that makes its epochs
+        replay:bool=True # Whether to run the stream forward to its position
+    ):
+        super().__init__(learn, loaders)
+        self.stream, self.replay = stream, replay
+        stream.on_pass = self.note_pass
+
+    def is_in_pass(self, n_done): return n_done > 0 or self.learn.train_iter > 0
+
+    def _n_to_draw(self, place):
+        "Return how many batches of the pass have to be drawn again: none if it has ended."
+        loader, n_taken = self.learn.dls.train, (place or {}).get('n_taken', 0)
+        return 0 if has_length(loader) and n_taken >= len(loader) else n_taken
+
+    def state(self, n_done): return super().state(n_done) | dict(n_taken=self._n_to_draw(self.stream.state_dict()))
+
+    def enter_epoch(self, n_done):
+        "Bring the training data to where they were, if this fit resumes."
+        place, self.stream.place = self.stream.place, None
+        if place is not None and (self.replay or self._is_told(self.learn.dls.train)): self._go_to(place)
+
+    def batches_left(self, n_done, now):
+        "Return the batches of a resumed epoch after the first `n_done`; the stream is at its position."
+        self.learn.dl.n_done = n_done
+        return self.learn.dl
+
+    def note(self, state, name):
+        "Return a sentence about the way to the position."
+        n_taken = state['n_taken']
+        if not n_taken or state['told'] is not None: return ''
+        if not self.replay: return 'The batches of dls.train are taken as they come.'
+        return (f'dls.train is fast-forwarded past the {n_taken} batches already trained on; if it cannot be '
+                f'replayed, CycleCheckpoint({name!r}, replay=False) takes its batches as they come.')
+
+    def _go_to(self, place):
+        "Bring the stream to `place`: at once if its loader told its position, and else by running it forward."
+        stream, loader, is_told = self.learn.dl, self.learn.dls.train, self._is_told(self.learn.dls.train)
+        if not is_told and not self._n_to_draw(place): stream.n_pass, stream.n_taken = place['n_pass'], place['n_taken']
+        else: self._run_to(place, stream, loader, is_told)
+
+    def _run_to(self, place, stream, loader, is_told):
+        now = random_states(self.loaders)
+        set_random_states(self.loaders, self.began)
+        if is_told: loader.load_state_dict(unpack(self.told))
+        stream.go_to(place, run_forward=not is_told)
+        set_random_states(self.loaders, now)
+
+def data_position(
+    learn, # The `Learner`
+    loaders, # The `ObjectStates` of its data loaders
+    replay:bool=True # Whether to run a stream forward to its position
+) -> EpochPosition:
+    "Return the position of a fit of `learn` in its data."
+    for cb in learn.cbs:
+        if isinstance(cb, StreamCallback) and cb.n_batch is not None: return StreamPosition(learn, loaders, cb, replay)
+    return EpochPosition(learn, loaders)

@@ -1,0 +1,362 @@
+"""What changes during a fit, or between a crash and the rerun, is resumed, refused or named: nothing is silently another training."""
+import os
+import threading
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, OptimWrapper, SGD, accuracy
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.losses import LabelSmoothingCrossEntropy
+from torch import nn
+from torch.nn.utils import prune
+
+from support.helpers import frozen_state
+from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
+from onecycle_callback import CycleCheckpoint
+
+pytestmark = pytest.mark.matrix
+
+CYCLE = 'models/run1.cycle'
+
+def fit(learn, cbs=None, every=7, n_epoch=N_EPOCH, max_lr=.05, **kwargs):
+    learn.fit_one_cycle(n_epoch, max_lr, cbs=cbs, checkpoint=CycleCheckpoint('run1', every=every, **kwargs))
+    return learn
+
+def interrupt(learn, cbs=(), at=30, error=RuntimeError, **kwargs):
+    with pytest.raises(error, match='interrupted'): fit(learn, [*cbs, Interrupt(at, error)], **kwargs)
+    return learn
+
+def calm(make, path, cbs=()):
+    learn = make(path)
+    learn.fit_one_cycle(N_EPOCH, .05, cbs=[*cbs])
+    return results(learn)
+
+class At(Callback):
+    "Do something once: after training batch `at`, or before epoch 1."
+    order = 9_000
+    def __init__(self, act, at=20, event='after_batch'): self._act, self._at, self._event = act, at, event
+    def _maybe(self, event, is_now):
+        if event == self._event and is_now: self._act(self.learn)
+    def after_batch(self): self._maybe('after_batch', self.training and self.train_iter == self._at)
+    def before_epoch(self): self._maybe('before_epoch', self.epoch == 1)
+
+# During a fit
+
+@pytest.mark.parametrize('every, event', [(7, 'after_batch'), (None, 'before_epoch'), (7, 'before_epoch')])
+def test_a_callback_that_is_taken_off(tmp_path, every, event):
+    def take_off(learn):
+        if hasattr(learn, 'mix_up'): learn.loss_func = learn.mix_up.old_lf; learn.remove_cb(learn.mix_up)
+    def make(path): return learner(path, cbs=MixUp())
+    expected = calm(make, tmp_path, [At(take_off, event=event)])
+    interrupt(make(tmp_path), [At(take_off, event=event)], every=every)
+    assert_same(results(fit(make(tmp_path), At(take_off, event=event), every=every)), expected)
+
+def test_a_callback_that_is_added_is_named(tmp_path):
+    with pytest.warns(UserWarning, match=r'does not hold MixUp \(added during the fit\)'):
+        interrupt(learner(tmp_path), [At(lambda learn: learn.add_cb(MixUp()), event='before_epoch')])
+    with pytest.warns(UserWarning, match=r'was saved without MixUp \(added during the fit\)'): fit(learner(tmp_path))
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_an_interrupt_inside_a_batch_with_mixup(tmp_path, mix, error):
+    "fastai leaves another loss function on the Learner. The same cell again."
+    data = [(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(i)), i % 2) for i in range(46)]
+    def make(path):
+        learn = learner(path)
+        learn.dls = DataLoaders(DataLoader(data, bs=4, shuffle=True), DataLoader(data, bs=10), device='cpu')
+        learn.model = nn.Sequential(nn.Flatten(), *learn.model)
+        learn.model[1] = nn.Linear(48, 16)
+        return learn
+    class Inside(Callback):
+        order = 200
+        def __init__(self, at): self.at = at
+        def after_loss(self):
+            if self.training and self.train_iter == self.at: raise error('interrupted')
+    def end(learn): return learn.model.state_dict(), [float(x) for x in learn.recorder.losses]
+    expected = make(tmp_path)
+    expected.fit_one_cycle(N_EPOCH, .05, cbs=mix())
+    learn = make(tmp_path)
+    loss = learn.loss_func
+    with pytest.raises(error, match='interrupted'): fit(learn, [mix(), Inside(30)])
+    assert learn.loss_func is loss
+    assert_same(end(fit(learn, mix())), end(expected))
+
+def test_a_callback_that_unfreezes_in_the_same_learner(tmp_path):
+    def freeze_first(path):
+        learn = learner(path, splitter=lambda m: [list(m[:4].parameters()), list(m[4:].parameters())])
+        learn.freeze()
+        return learn
+    def unfreeze(learn): learn.unfreeze()
+    expected = calm(freeze_first, tmp_path, [At(unfreeze)])
+    learn = interrupt(freeze_first(tmp_path), [At(unfreeze)], error=KeyboardInterrupt)
+    assert not next(learn.model.parameters()).requires_grad
+    assert_same(results(fit(learn, At(unfreeze))), expected)
+
+def test_data_that_are_replaced_are_named(tmp_path):
+    def replace(learn):
+        learn.dls = DataLoaders(DataLoader(items(46), bs=4, shuffle=True), DataLoader(items(20), bs=10), device='cpu')
+    with pytest.warns(UserWarning, match=r'does not hold Learner\.dls, which cannot be stored'):
+        interrupt(learner(tmp_path), [At(replace, event='before_epoch')])
+    with pytest.warns(UserWarning, match=r'was saved without Learner\.dls'): fit(learner(tmp_path))
+
+# What can be stored by half
+
+class Head(Callback):
+    "Make a head with an optimizer of its own at the first batch."
+    head = opt = None
+    def __init__(self, opt_func): self.opt_func = opt_func
+    def after_pred(self):
+        if not self.training: return
+        if self.head is None:
+            self.head = nn.Linear(2, 1)
+            self.own_opt = self.opt_func(self.head.parameters())
+        loss = (self.head(self.pred.detach()) - 1).pow(2).mean()
+        loss.backward()
+        self.own_opt.step()
+        self.own_opt.zero_grad()
+
+class Odd(torch.optim.SGD):
+    "An optimizer of the user's, which no code names."
+HEADS = [torch.optim.Adam, Odd]
+
+def test_a_head_that_is_made_on_the_way_resumes(tmp_path):
+    def cbs(): return [Head(partial(torch.optim.Adam, lr=.1))]
+    expected, mine = calm(learner, tmp_path, a := cbs()), cbs()
+    interrupt(learner(tmp_path), cbs())
+    assert_same(results(fit(learner(tmp_path), mine)), expected)
+    assert_same(mine[0].head.state_dict(), a[0].head.state_dict())
+
+def test_a_head_whose_optimizer_cannot_be_stored_starts_over_with_it(tmp_path):
+    def cbs(): return [Head(lambda params: HEADS[1](params, lr=.1))]
+    with pytest.warns(UserWarning, match=r'does not hold Head\.head, Head\.own_opt, which cannot be stored: they start over'):
+        interrupt(learner(tmp_path), cbs())
+    mine = cbs()
+    fit(learner(tmp_path), mine)
+    assert isinstance(mine[0].own_opt, Odd)
+
+@pytest.mark.parametrize('change, what', [
+    (lambda learn: setattr(learn, 'opt', SGD(learn.opt.param_lists, lr=.01)), r'optimizer: .*at the beginning'),
+    (lambda learn: prune.l1_unstructured(learn.model[0], 'weight', .5), r'model 0\.weight'),
+    (lambda learn: learn.model.register_buffer('made', torch.zeros(1)), 'model made: nothing at the beginning')],
+    ids=['optimizer', 'pruning', 'buffer'])
+def test_what_no_new_learner_could_load_is_not_saved(tmp_path, change, what):
+    "The rerun starts before it, and ends with the bits of an uninterrupted run."
+    expected = learner(tmp_path)
+    expected.fit_one_cycle(N_EPOCH, .05, cbs=At(change, at=20))
+    with pytest.warns(UserWarning, match=rf"'run1' cannot be saved from here on.*{what}.*resumes it in epoch 1, batch 6"):
+        interrupt(learner(tmp_path), [At(change, at=20)], every=2, at=30)
+    with pytest.warns(UserWarning, match='cannot be saved from here on'):
+        again = fit(learner(tmp_path), At(change, at=20), every=2)
+    assert_same(again.model.state_dict(), expected.model.state_dict())
+    assert [float(x) for x in again.recorder.losses] == [float(x) for x in expected.recorder.losses]
+
+# Between a crash and the rerun
+
+def frozen(path):
+    learn = learner(path, splitter=lambda m: [list(m[:4].parameters()), list(m[4:].parameters())])
+    learn.freeze()
+    return learn
+def unfrozen(path):
+    learn = frozen(path)
+    learn.unfreeze()
+    return learn
+def with_loss(*weights):
+    def make(path):
+        learn = learner(path)
+        learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor(weights))
+        return learn
+    return make
+def with_opt(*args, **kwargs): return lambda path: learner(path, opt_func=partial(*args, **kwargs))
+def with_metrics(*metrics):
+    def make(path):
+        learn = learner(path)
+        learn.metrics = metrics
+        return learn
+    return make
+torch_opt = partial(with_opt, OptimWrapper)
+
+CHANGED = {
+    'unfrozen': (frozen, unfrozen, r'trained: \[\d+, \d+\] in the file, \[\d+, \d+\] now'),
+    'eps': (with_opt(Adam), with_opt(Adam, eps=1e-3), 'opt eps of group 0: 1e-05 in the file, 0.001 now'),
+    'sqr_mom': (with_opt(Adam), with_opt(Adam, sqr_mom=.9), 'opt sqr_mom of group 0: 0.99 in the file, 0.9 now'),
+    'amsgrad': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, amsgrad=True)), 'opt amsgrad'),
+    'betas': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, betas=(.9, .9))), 'opt betas'),
+    'weight_decay': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, weight_decay=.3)),
+                     'opt weight_decay'),
+    'wd_bn_bias': (learner, partial(learner, wd_bn_bias=True), 'wd_bn_bias: False in the file, True now'),
+    'train_bn': (learner, partial(learner, train_bn=False), 'train_bn: True in the file, False now'),
+    'class weights': (with_loss(.5, .5), with_loss(.9, .1), r'loss_tensors weight: \[0.5, 0.5\] in the file, \[0.89'),
+    'metrics swapped': (with_metrics(accuracy, F1Score()), with_metrics(F1Score(), accuracy), 'metrics: '),
+    'metric added': (with_metrics(accuracy), with_metrics(accuracy, F1Score()), 'metrics: ')}
+
+@pytest.mark.parametrize('name', CHANGED)
+def test_what_changed_before_the_rerun_is_refused(tmp_path, name):
+    before, after, why = CHANGED[name]
+    interrupt(before(tmp_path))
+    learn = after(tmp_path)
+    state = frozen_state(learn)
+    with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn)
+    assert frozen_state(learn) == state
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fit(before(tmp_path))
+
+@pytest.mark.parametrize('make', [learner, with_opt(Adam, wd=.3), torch_opt(opt=torch.optim.AdamW), frozen, with_loss(.5, .5)])
+def test_the_same_learner_is_the_same_run(tmp_path, make):
+    learn = interrupt(make(tmp_path), error=KeyboardInterrupt)
+    fit(learn)
+
+# Names and places
+
+@pytest.mark.parametrize('name, why', [
+    ('x' * 230, 'at most 220 bytes, got 230'), ('ü' * 111, 'at most 220 bytes, got 222'), ('a:b', 'every file system takes'),
+    ('con', 'every file system'), ('NUL.txt', 'every file system'), ('lpt1', 'every file system'), ('run?', 'every file system'),
+    ('a\nb', 'every file system'), ('runs/a', r'without a folder.*learn\.path and learn\.model_dir say'),
+    ('runs\\a', r'without a folder.*learn\.path')])
+def test_names_that_are_refused_before_anything_is_touched(tmp_path, name, why):
+    learn = learner(tmp_path)
+    before = frozen_state(learn)
+    with pytest.raises(ValueError, match=why): learn.fit_one_cycle(1, .05, checkpoint=name)
+    assert frozen_state(learn) == before and not os.listdir(tmp_path)
+
+def test_the_longest_name(tmp_path):
+    learner(tmp_path).fit_one_cycle(1, .05, checkpoint='x' * 220)
+    assert os.listdir(tmp_path / 'models') == ['x' * 220 + '.cycle']
+
+def test_the_suffix_is_not_added_twice(tmp_path):
+    learner(tmp_path).fit_one_cycle(1, .05, checkpoint='a.cycle')
+    assert os.listdir(tmp_path / 'models') == ['a.cycle'] and CycleCheckpoint('a.cycle') == CycleCheckpoint('a')
+
+def test_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'other').mkdir()
+    fit(learner(Path('.')), At(lambda learn: os.chdir('other')))
+    assert os.listdir(tmp_path / 'models') == ['run1.cycle'] and not os.listdir(tmp_path / 'other')
+
+def test_a_link_keeps_its_target(tmp_path):
+    (tmp_path / 'models').mkdir()
+    (tmp_path / 'large_disk').mkdir()
+    (tmp_path / CYCLE).symlink_to(tmp_path / 'large_disk/file')
+    expected = calm(learner, tmp_path)
+    interrupt(learner(tmp_path))
+    assert_same(results(fit(learner(tmp_path))), expected)
+    assert (tmp_path / CYCLE).is_symlink() and os.listdir(tmp_path / 'large_disk') == ['file']
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_a_pipe_does_not_hang(tmp_path):
+    (tmp_path / 'models').mkdir()
+    os.mkfifo(tmp_path / CYCLE)
+    with pytest.raises(ValueError, match=r'run1\.cycle is no ordinary file. Move it away'): fit(learner(tmp_path))
+
+# False alarms
+
+class FakeWriter:
+    "What TensorBoard's writer is for a checkpoint: it can't be pickled, and writes to files of its own."
+    def __init__(self): self.lock = threading.Lock()
+    def add_scalar(self, *args): pass
+    def flush(self): pass
+    def close(self): pass
+
+class Logs(Callback):
+    def before_fit(self): self.writer = FakeWriter()
+    def after_batch(self): self.writer.add_scalar('loss', self.loss)
+
+@pytest.mark.parametrize('make, cb', [(lambda path: learner(path), Logs),
+                                      (lambda path: smooth(path), MixUp)], ids=['writer', 'label smoothing'])
+def test_no_false_alarm(tmp_path, make, cb):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', ".*Checkpoint 'run1'")
+        interrupt(make(tmp_path), [cb()])
+        fit(make(tmp_path), cb())
+
+def smooth(path):
+    learn = learner(path)
+    learn.loss_func = LabelSmoothingCrossEntropy()
+    return learn
+
+# Threads
+
+@pytest.mark.slow
+def test_two_threads_that_resume_at_once(tmp_path):
+    "Each its own run; 10 times."
+    paths, errors, done = [tmp_path / str(i) for i in range(2)], [], []
+    for path in paths: interrupt(learner(path), at=N_BATCH * 3 + 9)
+    contents = [(path / CYCLE).read_bytes() for path in paths]
+    def resume(path):
+        try: done.append(len(fit(learner(path)).recorder.losses))
+        except BaseException as e: errors.append(e)
+    for _ in range(10):
+        for path, content in zip(paths, contents): (path / CYCLE).write_bytes(content)
+        threads = [threading.Thread(target=resume, args=(path,)) for path in paths]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+    assert not errors and done == [N_EPOCH * N_BATCH] * 20
+
+# Where it is, and how it ends
+
+def test_the_file_is_named_at_the_start(tmp_path, capsys):
+    fit(learner(tmp_path), n_epoch=1)
+    assert f"Checkpoint 'run1' is kept in {tmp_path / CYCLE}" in capsys.readouterr().out
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_says_where_it_resumes(tmp_path, error, capsys):
+    with pytest.raises(error) as caught: fit(learner(tmp_path), Interrupt(30, error))
+    notes = getattr(caught.value, '__notes__', []) or [capsys.readouterr().out]     # Python 3.10 has no notes
+    expected = f"Checkpoint 'run1' was interrupted. The same call resumes it in epoch 2, batch 4, from {tmp_path / CYCLE}"
+    assert expected in notes[-1]
+
+def test_a_complete_run_shows_its_table(tmp_path, capsys):
+    def table(out): return [line.split()[:4] for line in out.replace('\r', '\n').splitlines() if rows(line)]
+    fit(learner(tmp_path))
+    first = table(capsys.readouterr().out)
+    fit(learner(tmp_path))
+    out = capsys.readouterr().out
+    assert table(out) == first and len(first) == N_EPOCH and 'train_loss' in out
+    with (learn := learner(tmp_path)).no_logging(): fit(learn)
+    assert not table(capsys.readouterr().out)
+
+# Longer or corrected, on purpose
+
+@pytest.mark.parametrize('every, at', [(7, 30), (None, 30), (7, None)], ids=['within an epoch', 'between', 'complete'])
+def test_a_longer_cycle(tmp_path, capsys, every, at):
+    if at: interrupt(learner(tmp_path), at=at, every=every)
+    else: fit(learner(tmp_path), every=every)
+    n_done = N_EPOCH * N_BATCH if at is None else 28 if every else 24
+    with pytest.raises(ValueError, match=r'different run.*: cycle_len: 4 in the file, 6 now\. .*extend=True'):
+        fit(learner(tmp_path), every=every, n_epoch=6)
+    capsys.readouterr()
+    learn, plan = learner(tmp_path), learner(tmp_path).preview_one_cycle(6, .05)
+    fit(learn, every=every, n_epoch=6, extend=True)
+    old = learner(tmp_path).preview_one_cycle(N_EPOCH, .05).lrs[n_done - 1, 0]
+    assert f'is extended: its LR was {old:.3g} and is {plan.lrs[n_done, 0]:.3g} now (cycle_len: 4' in capsys.readouterr().out
+    lrs = learn.recorder.hps['lr']
+    assert len(lrs) == 6 * N_BATCH == len(learn.recorder.losses) and len(learn.recorder.values) == 6
+    assert lrs[n_done:] == plan.lrs[n_done:, 0].tolist() and lrs[:n_done] != plan.lrs[:n_done, 0].tolist()
+    fit(learner(tmp_path), every=every, n_epoch=6)     # and now it is this run
+
+def test_another_peak_and_back_to_an_interrupt(tmp_path):
+    "An extended run is resumed like any other."
+    interrupt(learner(tmp_path))
+    interrupt(learner(tmp_path), at=40, max_lr=.02, extend=True)
+    learn = fit(learner(tmp_path), max_lr=.02, extend=True)
+    assert np.allclose(learn.recorder.hps['lr'][28:], learn.recorder.plan.lrs[28:, 0], atol=0)
+    assert learn.recorder.plan.lrs.max() == .02
+
+@pytest.mark.parametrize('make, kwargs, why', [
+    (learner, dict(n_epoch=2), 'cycle_len must be more than the 2 epochs.*got 2'),
+    (partial(learner, n_batch=11), {}, 'n_batch: 12 in the file, 11 now')])
+def test_what_extend_refuses(tmp_path, make, kwargs, why):
+    interrupt(learner(tmp_path))
+    content = (tmp_path / CYCLE).read_bytes()
+    with pytest.raises(ValueError, match=why): fit(make(tmp_path), extend=True, **kwargs)
+    assert (tmp_path / CYCLE).read_bytes() == content
+
+def test_nothing_to_extend(tmp_path, capsys):
+    fit(learner(tmp_path), extend=True)
+    fit(learner(tmp_path), extend=True)
+    assert 'is complete, since' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='extend must be False'): CycleCheckpoint('run1', restart=True, extend=True)
