@@ -7,6 +7,7 @@ and one by a disk that is full for a while. At the end, weights, losses and `hps
 run without a checkpoint. `--kills 6` kills each cycle six times, at batches and in saves drawn from the seed: the same ones each
 time.
 `--hostile 200` does worse things to other Learners, see benchmarks/hostile.py, until so many processes were killed.
+`--strangers 20000` reads files that a stranger might plant, see benchmarks/strangers.py.
 `--cost-only` shows what a save costs instead, see benchmarks/saves.py."""
 import os
 import resource
@@ -137,6 +138,7 @@ def main(
     seed:int=0, # Seed of the kills
     kills:int=None, # Number of kills per cycle, at drawn batches and saves; default at random moments until it ends
     hostile:int=None, # Number of kills of the hostile mode
+    strangers:int=None, # Number of files of strangers to read
     cost_only:bool=False # Only measure the cost of a save
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."

@@ -1,6 +1,7 @@
 """Every private name of fastai that is used here, each with a contract test, and every change to its classes"""
 
 import sys
+import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from inspect import unwrap
@@ -40,13 +41,36 @@ def _main_bar(learn):
     return getattr(_bar(learn, 'mbar'), 'main_bar', None)
 
 def start_clock(
-    learn # The `Learner`
+    learn, # The `Learner`
+    first:int=0 # The epoch that it starts with
 ):
     "Prepare the progress bar over the epochs to start with any epoch."
     bar = _main_bar(learn)
     if bar is None: return
     learn.progress.mbar.update(0)
     bar.first_its = learn.n_epoch
+    if first: _count_from(bar, first)
+
+def start_in_epoch(
+    learn, # The `Learner`
+    n_done:int # Number of batches that aren't trained again
+):
+    "Prepare the progress bar over the batches to start after the first `n_done`."
+    bar = _bar(learn, 'pbar')
+    if bar is not None: _count_from(bar, n_done)
+
+def _count_from(bar, first):
+    "Let the time left that `bar` shows follow from what comes after `first`: what was before took this process no time."
+    began, update = time.time(), bar.update
+    def update_from_first(val):
+        if val > first:
+            now = time.time()
+            bar.start_t = now - (now - began) * val / (val - first)
+            return update(val)
+        bar.start_t = bar.last_t = began
+        bar.pred_t, bar.last_v, bar.wait_for = None, val, 1
+        bar.update_bar(val)
+    bar.update = update_from_first
 
 def show_no_total(
     learn # The `Learner`
@@ -72,6 +96,7 @@ def show_table(
     "Show the table of a fit that is over, where the fit would show it."
     learn.n_epoch, progress = n_epoch, getattr(learn, 'progress', None)
     if progress is not None: progress.before_fit()     # which prints the names
+    if (bar := _bar(learn, 'mbar')) is not None: bar.on_iter_begin()     # which shows a notebook's table
     for row in rows: learn.logger(row)
     if progress is not None: progress.after_fit()
 
@@ -225,7 +250,7 @@ class _Fit:
     def run(self, loop):
         "Run the `loop` over the epochs."
         learn, epochs = self.learn, self.epochs
-        if epochs is not None: start_clock(learn)
+        if epochs is not None: start_clock(learn, getattr(epochs, 'start', 0))
         if epochs is not None and not isinstance(epochs, range): loop = partial(run_epochs, learn, epochs)
         try: loop()
         except CancelFitException:

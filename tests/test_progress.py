@@ -1,9 +1,13 @@
 """The progress bar, the table and the graph show how far a cycle is, even if it doesn't begin with the first batch."""
 import pytest
+from fastai.basics import Callback
 from fastai.callback import progress
 from fastai.callback.progress import CSVLogger, ShowGraphCallback
 
+from fastprogress import fastprogress
+
 from support import interrupted
+from support.helpers import Time
 from support.interrupted import N_EPOCH, Interrupt, bars, epochs_shown, rows
 from onecycle_callback import CycleCheckpoint
 
@@ -115,3 +119,24 @@ def test_csv_log(tmp_path):
     learn = learner(tmp_path, cbs=log)
     learn.fit_one_cycle(N_EPOCH, .1, checkpoint=CycleCheckpoint('run1', every=7))
     assert log.read_log().epoch.tolist() == [0, 1, 2, 3]
+
+class Ticks(Callback):
+    "Let a second pass with each training batch."
+    order = -20
+    def __init__(self, time): self.tell = lambda: time
+    def after_batch(self): self.tell().now += self.training
+
+@pytest.mark.parametrize('every, at', [(None, 4 * N_BATCH + 15), (7, 4 * N_BATCH + 17)])
+def test_the_time_left_counts_what_this_process_trained(tmp_path, monkeypatch, every, at):
+    shown, now = [], Time()
+    monkeypatch.setattr('time.time', now)
+    monkeypatch.setattr(fastprogress.ConsoleProgressBar, 'on_update', lambda self, val, text: shown.append((self.total, val, text)))
+    def fit(*cbs):
+        learner(tmp_path).fit_one_cycle(6, .1, cbs=[Ticks(now), *cbs], checkpoint=CycleCheckpoint('run1', every=every))
+    with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(at))
+    shown.clear()
+    fit()
+    def left(total): return {val: text.partition('<')[2].rstrip(']').partition('...')[0] for n, val, text in shown if n == total}
+    epochs, batches = left(6), left(N_BATCH)
+    assert epochs[4] == '?' and epochs[5] == f'00:{30 if every is None else 17}'     # as long as what this process trained of the epoch before
+    if every: assert batches[26] == '00:04' and batches[30] == '00:00'

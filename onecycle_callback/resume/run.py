@@ -18,7 +18,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallbac
 from fastai.learner import Recorder
 
 from ..callback import OneCycle
-from ..fastai_internals import OneFitCallback, cancelled_by, show_table
+from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
 from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
 from .data import POSITION, data_position, pack, unpack
@@ -306,6 +306,7 @@ class ResumableRun(OneFitCallback):
         n_done, now = self.saved['done'], self._own['random']
         self.saved = None
         learn.n_iter = len(learn.dl)
+        start_in_epoch(learn, n_done)
         for i, batch in enumerate(self._data.batches_left(n_done, now), n_done): learn.one_batch(i, batch)
 
     def _restore_position(self):
