@@ -1,8 +1,4 @@
-"""The 1cycle policy for fastai: see the schedule before you train, train on exactly that schedule, see what was used
-
-Modules:
-
-- `onecycle_callback.docstrings`: Docstrings with a section on the parameters and an example, for `?` and `help`"""
+"""The 1cycle policy for fastai: see the schedule before you train, train on exactly that schedule, see what was used"""
 
 __version__ = "0.1.0"
 
