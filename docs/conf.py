@@ -1,4 +1,6 @@
 """Sphinx's settings for the pages that `python -m docs` makes."""
+import re
+
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
@@ -36,6 +38,16 @@ def add_explorer(app, page, template, context, doctree):
     app.add_css_file('explorer.css')
     app.add_js_file('explorer.js', loading_method='defer')
 
+def breakable(html):
+    "Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else within it."
+    def with_breaks(found): return re.sub(r'(?<=\w[_.=/(,:])(?=\w)|(?<=[a-z])(?=[A-Z])', '<wbr/>', found[0])
+    def in_code(found): return re.sub(r'(?<=<span class="pre">)[^<]+', with_breaks, found[0])
+    return re.sub(r'<table.*?</table>', in_code, html, flags=re.S)
+
+def let_names_break(app, page, template, context, doctree):
+    if 'body' in context: context['body'] = breakable(context['body'])
+
 def setup(app):
     app.add_html_math_renderer('mathml', draw(as_block=False), draw(as_block=True))
     app.connect('html-page-context', add_explorer)
+    app.connect('html-page-context', let_names_break)

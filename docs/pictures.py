@@ -27,15 +27,15 @@ def shrink(path):
     if smaller != text: path.write_text(smaller)
     return smaller != text
 
-def shown_width(png, zoom=2):
-    "Return the width of a picture on the page: nbdev draws two pixels for one; what is drawn in HTML has no `zoom`."
-    return opened(png).width // zoom
+def shown_width(png):
+    "Return the width of a picture on the page, for which two pixels are drawn for one."
+    return opened(png).width // 2
 
-def halves(png, zoom=2):
+def halves(png):
     """Cut a picture that is wider than a page on a phone between its two panels; return `[left, right]`.
 
     Return `[png]` if it is narrow, or if no white column near the middle parts it."""
-    if shown_width(png, zoom) <= 600: return [png]
+    if shown_width(png) <= 600: return [png]
     pixels = np.array(opened(png).convert('RGB'))
     middle = pixels.shape[1] // 2
     white = np.flatnonzero((pixels == 255).all((0, 2)))
@@ -56,7 +56,7 @@ def alts(text):
 def with_halves(html):
     "Cut the wide pictures in some HTML."
     def cut(found):
-        pictures = halves(found[1], zoom=1)
+        pictures = halves(found[1])
         if len(pictures) == 1: return found[0]
         texts = alts(re.search(r'alt="([^"]*)"', found[0])[1])
         return ''.join(f'<img class="half" src="data:image/png;base64,{png}" alt="{alt}"/>'

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .arguments import as_arguments
-from .plot import figure_html, table_html
+from .plot import PREVIEW, figure_html, table_html
 
 def _with_values(plan, max_lr, cycle_len=1, **changes):
     "Return `plan` with `changes` to its schedule and `max_lr` for the last group; the ratios between groups stay."
@@ -78,7 +78,7 @@ def _page(plan, values, limits):
     "Return `plan` with the `values` of the controls as HTML, drawn within `limits`."
     try: plan = _with_values(plan, **values)
     except (TypeError, ValueError) as e: return f'<p>{escape(str(e))}</p>'
-    axes = np.ravel(plan.plot(figsize=(10, 3.2)))
+    axes = np.ravel(plan.plot(figsize=PREVIEW))
     for ax, limit in zip(axes, limits): ax.set(**limit)
     picture = figure_html(axes[0].figure, 'Learning rate and momentum of every batch')
     return f'<code>{escape(_call(plan))}</code><br>{picture}{table_html(plan.table, plan.peak // plan.n_batch)}'

@@ -152,7 +152,7 @@ def fit_one_cycle(self:Learner,
     if start_epoch == cycle_len: return     # as in fastai, nothing is left to train
     def fit():
         if self.opt is None and not reset_opt: self.create_opt()
-        if self.opt is not None: cycle.show_peak(self.opt)
+        if not reset_opt: cycle.show_peak(self.opt)
         self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs, reset_opt=reset_opt, start_epoch=start_epoch)
     if run is None: fit()
     else: run.train(fit, reset_opt)

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 HYPER_NAMES = dict(lr='learning rate', mom='momentum', wd='weight decay', sqr_mom='squared momentum', eps='epsilon')
 
 MOST_POINTS = 1200   # The default picture is so many pixels wide
+PREVIEW = (7.6, 3.)   # Width and height in inches of a picture next to a table: its smallest type has 11 pixels
 
 def batches_to_draw(
     n:int, # Number of batches
@@ -117,18 +118,18 @@ def plot_hypers(
         panel.xaxis.get_major_locator().set_params(integer=x.dtype.kind in 'iu')
         if x[-1] >= 10**6: panel.xaxis.set_major_formatter(EngFormatter(sep=''))   # 2M, not 0.2 with 1e7 in a corner
         if epochs: _mark_epochs(panel, epochs)
-        _mark_peak(panel, x, values, peak, unit)
+        if name in ('lr', 'mom'): _mark_peak(panel, x, values, peak, unit)     # what the cycle sets
     return axes[0] if len(axes) == 1 else axes
 
 def figure_html(
     fig, # A matplotlib figure, which is closed
     alt:str # A description, for readers who can't see it
 ) -> str: # An HTML image
-    "Return `fig` as an image embedded in HTML."
-    png = BytesIO()
-    fig.savefig(png, format='png', dpi=72)
+    "Return `fig` as an image embedded in HTML, with two pixels for one of the page, of which an inch has 96."
+    png, width = BytesIO(), round(96 * fig.get_figwidth())
+    fig.savefig(png, format='png', dpi=2 * 96)
     plt.close(fig)
-    return f'<img alt="{alt}" src="data:image/png;base64,{b64encode(png.getvalue()).decode()}"/>'
+    return f'<img alt="{alt}" width="{width}" src="data:image/png;base64,{b64encode(png.getvalue()).decode()}"/>'
 
 def batch_frame(
     places:dict, # The first columns, which say where each batch is, shape (n,)

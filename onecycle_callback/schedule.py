@@ -23,7 +23,7 @@ from onecycle_callback.arguments import (
     check_whole)
 from .explore import sliders
 from .plot import (
-    batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html, table_text)
+    PREVIEW, batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html, table_text)
 
 # %% ../nbs/01_schedule.ipynb #fe60b353
 def anneal_cos(
@@ -372,7 +372,7 @@ class OneCyclePlan:
     def __str__(self): return table_text(self.table, self.peak // self.n_batch)
 
     def _repr_html_(self):
-        figure = np.ravel(self.plot())[0].figure
+        figure = np.ravel(self.plot(figsize=PREVIEW))[0].figure
         picture = figure_html(figure, 'Learning rate and momentum of every batch')
         return table_html(self.table, self.peak // self.n_batch) + picture
 

@@ -1,15 +1,18 @@
 """Pictures of a plan and of a record."""
 import itertools
 import math
+from base64 import b64decode
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from support.helpers import learner
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.plot import (
-    MOST_POINTS, batch_frame, batches_to_draw, epochs_to_mark, extremes, figure_html, plot_hypers)
+    MOST_POINTS, PREVIEW, batch_frame, batches_to_draw, epochs_to_mark, extremes, figure_html, plot_hypers)
 
 pytestmark = pytest.mark.matrix
 
@@ -107,7 +110,19 @@ def test_nothing_to_draw():
 
 def test_a_figure_in_a_page_is_closed():
     html = figure_html(plt.subplots()[0], 'Nothing yet')
-    assert html.startswith('<img alt="Nothing yet" src="data:image/png;base64,iVBOR') and plt.get_fignums() == []
+    assert html.startswith('<img alt="Nothing yet" width="614" src="data:image/png;base64,iVBOR')
+    png = b64decode(html.partition('base64,')[2].partition('"')[0])
+    assert plt.imread(BytesIO(png)).shape[1] == 2 * 614 and plt.get_fignums() == []
+
+def test_the_type_of_a_preview_can_be_read():
+    "In pixels of the page, of which an inch has 96."
+    figure = OneCycleSchedule(.1).plan(10, 100).plot(figsize=PREVIEW)[0].figure
+    sizes = [text.get_fontsize() * 96 / 72 for text in figure.findobj(Text) if text.get_text()]
+    assert len(sizes) > 20 and min(sizes) >= 11 and PREVIEW[0] * 96 <= 730
+
+def test_only_what_the_cycle_sets_has_a_peak():
+    panels = plot_hypers(dict(lr=[.1, .2, .1], mom=[.9, .8, .9], wd=[.3, .2, .1]), peak=1)
+    assert [[text.get_text() for text in panel.texts] for panel in panels] == [['0.2 at batch 1'], ['0.8 at batch 1'], []]
 
 def test_a_table_has_a_column_for_each_group():
     frame = batch_frame(dict(epoch=[0, 0], batch=[0, 1]), lr=[[.01, .1], [.02, .2]], mom=None, wd=[.01, .02])

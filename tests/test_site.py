@@ -243,6 +243,29 @@ class Browser:
             }).map(e => e.textContent.slice(0, 300))""")
 
     @property
+    def cut_names(self):
+        "The names in tables that a line breaks between two letters."
+        return self.js("""
+            const top = (node, i) => {
+                const range = document.createRange();
+                range.setStart(node, i);
+                range.setEnd(node, i + 1);
+                return range.getBoundingClientRect().top;
+            };
+            const cut = new Set(), isWord = c => /[a-zA-Z0-9]/.test(c);
+            for (const code of document.querySelectorAll('article td code, article th code')) {
+                const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+                while (walker.nextNode()) {
+                    const node = walker.currentNode, text = node.textContent;
+                    for (let i = 1; i < text.length; i++) {
+                        const within = isWord(text[i - 1]) && isWord(text[i]) && !/[a-z][A-Z]/.test(text.slice(i - 1, i + 1));
+                        if (within && top(node, i) > top(node, i - 1) + 5) cut.add(text);
+                    }
+                }
+            }
+            return [...cut]""")
+
+    @property
     def requests(self):
         return self.js("""return performance.getEntriesByType('resource').map(e => e.name)
             .filter(url => !url.startsWith('file:') && !url.startsWith('data:'))""")
@@ -301,6 +324,7 @@ def test_page_in_a_browser(site, browser, name):
         assert browser.overflow <= 0 and browser.small_text == []
         has_wide_tables = name == 'design.html' or (name, width) == ('benchmarks/what_looking_costs.html', 400)
         assert has_wide_tables or browser.scrolling == [], width
+        assert browser.cut_names == [], width
     assert browser.errors == [] and browser.requests == []
 
 def test_layout_at_any_width(site, browser):
