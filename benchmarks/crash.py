@@ -143,5 +143,8 @@ def main(
 ):
     "Kill cycles, or measure the cost of a save, and print the figures."
     if cost_only: return print(costs().round(2).to_string())
-    figures = crash(runs, seed, n_kills=kills) if hostile is None else attack(hostile, seed)
+    if strangers is not None:
+        from strangers import strangers as plant     # which imports this
+        figures = plant(strangers, seed)
+    else: figures = crash(runs, seed, n_kills=kills) if hostile is None else attack(hostile, seed)
     for k, v in figures.items(): print(f'{k}: {v}')

@@ -4,7 +4,7 @@
 that a file may call, in random chains; archives that are compressed, nested deeply or claim too much; parts that are missing or wrong.
 Each is read as `fit_one_cycle` reads it, and restored into a Learner. An audit hook counts code that is run or compiled, files that
 are opened for writing or removed, processes, sockets and imports; what is raised must be a `ValueError` that names the file."""
-import encodings.cp437  # noqa: F401 (which reading names in an archive imports once)
+import encodings.cp437  # noqa: F401 (Python and torch import these once, when they are needed first)
 import io
 import pickletools
 import resource
@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+import torch._subclasses.schema_check_mode  # noqa: F401
 from fastai.basics import Callback
 
 from crash import learner

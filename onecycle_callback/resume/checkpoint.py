@@ -51,8 +51,8 @@ class CycleCheckpoint:
     name:str # Name of the file, without folder or suffix
     every:int|None = None # Also save every so many batches of the fit; default only at the end of each epoch
     restart:bool = False # Start a new cycle, whatever the file holds
+    replay:bool = True # At a resume, run a stream forward to its position; `False` takes its batches as they come
     extend:bool = False # Go on from the file's position on the plan of this call, if it has another length or schedule
-    replay:bool = True # At a resume, run a stream forward to its place; `False` takes its batches as they come
 
     def __post_init__(self):
         object.__setattr__(self, 'name', _check_name(self.name))

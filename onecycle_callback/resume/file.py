@@ -26,7 +26,7 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from filelock import FileLock, Timeout
 
-from .pickling import CannotStore, Parts, Reader, Refused, Standing, full_name, memory_of, strided
+from .pickling import CannotStore, Parts, Reader, Refused, Standing, full_name, memory_of, sparse, strided
 
 try: from fcntl import F_FULLFSYNC, fcntl
 except ImportError: F_FULLFSYNC = None
@@ -97,21 +97,23 @@ _DTYPES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStor
                BFloat16Storage=torch.bfloat16, LongStorage=torch.int64, IntStorage=torch.int32,
                ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8, UntypedStorage=torch.uint8,
                ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128)
-_REBUILD = 'torch._utils._rebuild_tensor_v'
+_REBUILD = 'torch._utils._rebuild_'
+_SPARSE = {f'{_REBUILD}sparse_tensor', 'torch.serialization._get_layout', 'torch.Size'}
 
 class _PlainPickler(pickle.Pickler):
     "Write plain values and tensors, as `torch.save` does; raises `CannotStore` for anything else."
     def reducer_override(self, obj):
         if isinstance(obj, torch.Tensor): return self._tensor(obj)
         name = full_name(obj)
-        is_listed = name.startswith(_REBUILD) or name.rpartition('.')[2] in _DTYPES or obj is OrderedDict
-        if is_listed or type(obj) is OrderedDict or isinstance(obj, torch.dtype): return NotImplemented
+        is_listed = name.startswith(f'{_REBUILD}tensor_v') or name in _SPARSE or name.rpartition('.')[2] in _DTYPES
+        is_value = obj is OrderedDict or isinstance(obj, (OrderedDict, torch.dtype, torch.layout, torch.Size))
+        if is_listed or is_value: return NotImplemented
         raise CannotStore(f'a {full_name(type(obj))}')
 
     def _tensor(self, t):
-        if t.layout is not torch.strided or t.is_quantized: raise CannotStore(f'a tensor of {t.layout}')
+        if t.layout not in (torch.strided, torch.sparse_coo) or t.is_quantized: raise CannotStore(f'a tensor of {t.layout}')
         bare = t.detach()
-        return torch.Tensor.__reduce_ex__(bare.as_subclass(torch.Tensor), 2)
+        return torch.Tensor.__reduce_ex__(bare if type(bare) is torch.Tensor else bare.as_subclass(torch.Tensor), 2)
 
 def write_file(
     path:Path, # The file to replace; its folder is made if it doesn't exist
@@ -172,7 +174,8 @@ class _PlainReader(Reader):
 
     def find_class(self, module, name):
         if (module, name) == ('collections', 'OrderedDict'): return self.call(lambda _: self.made(OrderedDict()))
-        if f'{module}.{name}' in (f'{_REBUILD}2', f'{_REBUILD}3'): return self.call(self._tensor)
+        if f'{module}.{name}' in (f'{_REBUILD}tensor_v2', f'{_REBUILD}tensor_v3'): return self.call(self._tensor)
+        if f'{module}.{name}' in _SPARSE: return self.call(self._sparse if 'sparse' in name else lambda _, text: text)
         if module in ('torch', 'torch.storage') and name in _DTYPES: return _DTYPES[name]
         if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype): return getattr(torch, name)
         return self.missing(f'{module}.{name}')
@@ -185,6 +188,10 @@ class _PlainReader(Reader):
             self.take(len(record))
             self._storages[key] = memory_of(record)
         return self._storages[key], dtype
+
+    def _sparse(self, _, layout, data):
+        if layout != 'torch.sparse_coo': raise Refused(f'a tensor of {layout}')
+        return sparse(self, *data)
 
     def _tensor(self, _, storage, offset, size, stride, requires_grad, hooks, dtype=None, metadata=None):
         memory, own_dtype = storage
@@ -231,7 +238,7 @@ def read_state(
         what = 'damaged or was made by something else' if content else 'empty'
         raise refused(path, f'cannot be read, because it is {what}') from e
     if reader.unknown:
-        raise refused(path, f'holds {", ".join(reader.unknown)}, which no checkpoint does. None of its code was run')
+        raise refused(path, f'holds {", ".join(dict.fromkeys(reader.unknown))}, which no checkpoint does. None of its code was run')
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and not has_checksum: raise refused(path, 'cannot be read, because its end is missing')
     if found == FILE_FORMAT: return _checked(state, path)

@@ -12,16 +12,19 @@
 # of what there is to read, whatever sizes that claims.
 
 import datetime
+import gc
 import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from itertools import count
 from math import prod
+from operator import is_
 from pathlib import Path, PosixPath, WindowsPath
 from sys import modules, stdlib_module_names
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
@@ -149,7 +152,7 @@ def _tensor(reader, storage, dtype, size, stride, offset, device, cls=torch.Tens
     return t.requires_grad_() if requires_grad else t
 
 @in_file
-def _sparse(reader, indices, values, size, is_coalesced):
+def sparse(reader, indices, values, size, is_coalesced):
     return torch.sparse_coo_tensor(_is(torch.Tensor, indices), _is(torch.Tensor, values), _numbers(size),
                                    is_coalesced=_is(bool, is_coalesced), check_invariants=True)
 
@@ -405,21 +408,38 @@ class Constant:
 # Writing
 
 class Scalars:
-    "A list of tensors without dimensions, such as the losses of all batches, to be written as one tensor."
-    def __init__(self, values): self.values, self.kind = values, type(values[0])
+    """A list of tensors without dimensions, such as the losses of all batches, to be written as one tensor.
+
+    The list grows from save to save, so what was stacked in the last one is stacked no more."""
+    def __init__(self, values, begin=None):
+        self.items, self.kind, self._begin = list(values), type(values[0]), begin
+        self._stacked:Any = None
 
     @classmethod
-    def of(cls, values, parts):
+    def of(cls, values, parts, last=None):
         "Return a list as `Scalars`; `None` if it is another list, or holds what must stay the same object."
         if type(values) is not list or not values or not isinstance(values[0], torch.Tensor): return None
         with torch._C.DisableTorchFunctionSubclass():     # or a tensor of fastai's takes ten times as long
-            if values[0].ndim or set(map(type, values)) != {type(values[0])}: return None
-            is_alike = {(t.dtype, t.requires_grad) for t in values} == {(values[0].dtype, False)}
-            is_part = any(id(t) in parts.names for t in values)
-            return cls(values) if is_alike and not is_part and values[0].layout is torch.strided else None
+            first, begin = values[0], last if last is not None and last._begins(values) else None
+            new = values[len(begin.items) if begin else 0:]
+            is_alike = all(type(t) is type(first) and t.dtype is first.dtype and not t.requires_grad for t in new)
+            if first.ndim or first.layout is not torch.strided or not is_alike: return None
+            return None if any(id(t) in parts.names for t in new) else cls(values, begin)
+
+    def _begins(self, values):
+        "Return whether a list begins with these tensors, as they were when they were stacked."
+        is_same = self._stacked is not None and len(values) >= len(self.items) and all(map(is_, self.items, values))
+        return is_same and self._version == sum(t._version for t in self.items)
 
     def stacked(self):
-        with torch._C.DisableTorchFunctionSubclass(): return torch.stack(self.values).as_subclass(torch.Tensor)
+        "Return all of them as one tensor."
+        if self._stacked is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                new = self.items[len(self._begin.items) if self._begin else 0:]
+                tensors = ([self._begin.stacked()] if self._begin else []) + ([torch.stack(new)] if new else [])
+                self._stacked, self._begin = torch.cat(tensors).as_subclass(torch.Tensor), None
+                self._version = sum(t._version for t in self.items)
+        return self._stacked
 
 class StateDict:
     "An object that stood there at the beginning, to be written as its `state_dict`."
@@ -527,7 +547,7 @@ class Writer(pickle.Pickler):
         return _array, (dtype_to_descr(a.dtype), a.shape, is_fortran, a.tobytes('F' if is_fortran else 'C'))
 
     def _tensor(self, t, name):
-        if t.layout is torch.sparse_coo: return _sparse, (t._indices(), t._values(), tuple(t.shape), t.is_coalesced())
+        if t.layout is torch.sparse_coo: return sparse, (t._indices(), t._values(), tuple(t.shape), t.is_coalesced())
         if t.layout is not torch.strided or t.is_quantized or t.is_meta: raise CannotStore(f'a tensor of {t.layout}')
         owner = self.parts.storages.get(t.untyped_storage().data_ptr()) if t.numel() else None
         if owner: return _view, (owner, tuple(t.shape), t.stride(), t.storage_offset())
@@ -717,6 +737,15 @@ def dump(
     Writer(file := BytesIO(), standing, parts).dump(value)
     return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
+@contextmanager
+def _uncollected():
+    "Let Python look for no garbage during this context: among a hundred thousand new tensors that takes a second and more."
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_enabled: gc.enable()
+
 def load(
     content:torch.Tensor, # What `dump` returned, perhaps in an earlier process
     standing:Standing, # What stood in this training at its beginning
@@ -724,5 +753,7 @@ def load(
 ) -> tuple[Any, Reader]: # The objects, with a `Missing` for each that may not be built; the reader, which can `fill`
     "Read a pickle, changing nothing; raises `Refused` if it holds what no `dump` writes."
     reader = Reader(content.numpy().tobytes(), standing, parts)
-    try: return reader.load(), reader
-    except Exception as e: raise Refused(f'{type(e).__name__}: {e}') from e
+    try:
+        with _uncollected(), torch.no_grad(): return reader.load(), reader
+    except Refused: raise
+    except Exception as e: raise Refused(f'no part of a checkpoint ({type(e).__name__}: {e})') from e

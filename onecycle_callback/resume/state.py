@@ -35,8 +35,7 @@ from .pickling import THE_DATA, Parts, Refused, Scalars, Standing, StateDict, di
 
 def _gradient_to_save(p):
     "Return the gradient of `p`, which may wait for a later batch; `False` if it is all zeros, `None` if there is none."
-    if p.grad is None: return None
-    if p.grad.layout is torch.sparse_coo: return dict(indices=p.grad._indices(), values=p.grad._values())
+    if p.grad is None or p.grad.layout is not torch.strided: return p.grad
     return p.grad if p.grad.any() else False
 
 def other_parameters(
@@ -86,12 +85,6 @@ def in_memory(
         return copies[key]
     return _with_tensors(copied, value)
 
-def _restored_gradient(p, grad):
-    if grad is None: return None
-    if grad is False: return torch.zeros_like(p)
-    if isinstance(grad, dict): grad = torch.sparse_coo_tensor(**grad, size=p.shape)
-    return grad.to(p.device)
-
 def _load_optimizer(opt, state):
     "Load the state of an optimizer; torch's move it to the parameters' device themselves."
     if not isinstance(opt, OptimWrapper):
@@ -111,7 +104,7 @@ def set_model_state(
     for p, value in zip(others, state['others']): p.data.copy_(value)
     for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']):
         if p.requires_grad != trained: p.requires_grad_(trained)     # which a layer that isn't initialised doesn't allow
-        p.grad = _restored_gradient(p, grad)
+        p.grad = None if grad is None else torch.zeros_like(p) if grad is False else grad.to(p.device)
     _load_optimizer(learn.opt, deepcopy(state['opt']))     # an optimizer keeps what it is given
     if state['scaler'] is not None and scaler is not None: scaler.load_state_dict(state['scaler'])
 
@@ -182,6 +175,7 @@ class ObjectStates:
     ):
         self.objects, self.parts, self.skip, self.by_attributes = objects, parts, skip or {}, by_attributes
         self.standing, self.lost = Standing(), set[str]()
+        self._scalars:dict[int, Scalars] = {}     # of the last save, by the id of the list
         self._again = {label for label, obj in objects.items() if has_taken_part(obj)}
         self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
         begin = Parts(parts())
@@ -215,7 +209,7 @@ class ObjectStates:
     def _form(self, value, before, parts, scalars):
         "Return the form in which `value` can be stored, and its digest; `None` for both if it can't."
         if type(value) is list and id(value) not in scalars:     # one list may stand in two places
-            scalars[id(value)] = Scalars.of(value, parts) or value
+            scalars[id(value)] = Scalars.of(value, parts, self._scalars.get(id(value))) or value
         forms = [scalars.get(id(value), value)]
         if value is before and has_state_dict(value): forms.append(StateDict(value))
         for form in forms:
@@ -255,7 +249,9 @@ class ObjectStates:
         "Return the states of all objects; what cannot be stored is noted in `lost`."
         parts, scalars = Parts(self.parts()), dict[int, Any]()
         states = {label: self._save_object(label, parts, scalars) for label in self.objects}
-        return dump(states, self.standing, parts)
+        content = dump(states, self.standing, parts)
+        self._scalars = {key: value for key, value in scalars.items() if isinstance(value, Scalars)}
+        return content
 
     def restore(self,
         content:torch.Tensor, # What `save` returned, perhaps in an earlier process
