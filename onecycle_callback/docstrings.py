@@ -11,8 +11,10 @@ from inspect import cleandoc, isclass, isfunction, signature, unwrap
 from linecache import getlines
 
 _TRAILING = re.compile(r'\s+\*{0,2}(\w+)\b[^#]*# (.+)')
+_END = re.compile(r'\s*(def \w+\([^#]*)?\)[^#]*:')     # of a signature
 _ABOVE, _FIELD = re.compile(r'    # (.+)'), re.compile(r'    (\w+):[^#]*(?:# (.+))?')
 
+_HEAD = '\n\nParameters\n----------\n'
 EXAMPLES = {
     'fit_one_cycle': 'learn.fit_one_cycle(10, 0.1)',
     'preview_one_cycle': 'learn.preview_one_cycle(10, 0.1)',
@@ -32,7 +34,7 @@ def _of_function(f):
     comments = {}
     for line in lines:
         if found := _TRAILING.match(line): comments[found[1]] = found[2]
-        if line.startswith((')', '    )')): break
+        if _END.match(line): break
     return comments
 
 def _of_fields(cls, path):
@@ -58,7 +60,7 @@ def _described(obj, described_by):
     comments, example = _comments(described_by), EXAMPLES.get(obj.__name__)
     lines = [f'{name}\n    {comments[name]}' for name in signature(obj).parameters if name in comments]
     doc = cleandoc(obj.__doc__)
-    if lines: doc += '\n\nParameters\n----------\n' + '\n'.join(lines)
+    if lines: doc += _HEAD + '\n'.join(lines)
     return doc + (f'\n\nExamples\n--------\n{example}' if example else '')
 
 def describe(
@@ -66,7 +68,7 @@ def describe(
 ):
     "Add the parameters and an example to the docstrings of `objects`, and of the public methods of the classes."
     for obj in objects:
-        if not obj.__doc__: continue     # as under `python -OO`
+        if not obj.__doc__ or _HEAD in obj.__doc__: continue     # as under `python -OO`, or after a reload
         is_plain_class = isclass(obj) and not is_dataclass(obj)
         obj.__doc__ = _described(obj, obj.__init__ if is_plain_class else obj)
         if isclass(obj): describe(*[m for name, m in vars(obj).items() if isfunction(m) and name[0] != '_'])
