@@ -24,9 +24,10 @@ from fastcore.script import call_parse
 
 fastai_fit_one_cycle = Learner.fit_one_cycle
 from onecycle_callback import OneCycle, OneCycleSchedule  # noqa: E402
-from onecycle_callback.callback import BLOCK_SIZE  # noqa: E402
-from onecycle_callback.clock import TimedCycle, TimedStream  # noqa: E402
+from onecycle_callback.callback import TimedCycle  # noqa: E402
 from onecycle_callback.optimizer import OptAdapter  # noqa: E402
+from onecycle_callback.position import BLOCK_SIZE  # noqa: E402
+from onecycle_callback.stream import TimedStream  # noqa: E402
 
 EVENTS = 'before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch'.split()
 OPTS = dict(Adam=Adam, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
@@ -51,9 +52,12 @@ def columns(opt, n_groups):
         learn.add_cb(cb)
         if own: cb.before_fit()
         if isinstance(cb, OneCycle): cb.before_train()
-        attrs = vars(learn)
-        def at(i): attrs['epoch'], attrs['iter'] = divmod(i, 1000); attrs['pct_train'] = i / N
-        def own_work(i): at(i); cb.before_batch(); cb.after_batch()
+        attrs, events = vars(learn), [getattr(cb, e) for e in EVENTS if hasattr(type(cb), e)]
+        n = 10 * N if isinstance(cb, OneCycle) else 1000     # entering an epoch isn't part of a batch
+        def at(i): attrs['epoch'], attrs['iter'] = divmod(i, n); attrs['pct_train'] = i / N
+        def own_work(i):
+            at(i)
+            for work in events: work()
         def whole(i):
             at(i)
             for e in EVENTS: cb(e)

@@ -12,6 +12,7 @@ from warnings import warn
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Learner, Recorder
 from fastcore.foundation import L
+from fastprogress.fastprogress import format_time   # type: ignore[import-untyped]
 
 # What the import changes for good; what else a cycle needs is on its own `Learner` while it trains
 
@@ -24,7 +25,8 @@ REPLACED = {
     'Recorder.plot_sched': 'draws whatever was recorded, over the batches of the cycle',
     'Recorder.__call__': 'drops the record of an earlier fit when a new one trains',
     'Recorder.__getstate__': 'leaves the plan out of an export, which loads without this package'}
-ADDED = 'Learner.preview_one_cycle', 'Learner.compare_max_lr', 'Recorder.plot_lr', 'Recorder.to_frame'
+ADDED = ('Learner.preview_one_cycle', 'Learner.preview_fine_tune', 'Learner.compare_max_lr', 'Recorder.plot_lr',
+         'Recorder.to_frame')
 
 def public_methods() -> list:
     "Return the public methods of `Learner` and `Recorder` that were written here."
@@ -79,14 +81,25 @@ def show_no_total(
     bar = _bar(learn, 'pbar')
     if bar is not None: bar.total = None
 
-def show_epoch(
+def show_budget(
     learn, # The `Learner`
-    epoch:int # The coming epoch
+    position # Its `TimePosition`
 ):
-    "Make `epoch` the last one, of the fit and of the bar over the epochs."
-    learn.n_epoch = epoch + 1
-    bar = _main_bar(learn)
-    if bar is not None: bar.total = bar.first_its = epoch + 1     # up to `first_its`, it shows each epoch
+    "Let the progress bar over the epochs show a budget of time instead: what is used, what is left, and the position."
+    if _main_bar(learn) is None: return
+    bar = _bar(learn, 'mbar')
+    bar.main_bar.total = position.budget
+    bar.main_bar.update = bar.add_child = partial(_update_budget, bar, position)     # in place of the number of the epoch
+    _update_budget(bar, position)
+
+def _update_budget(bar, position, event=None):
+    "Show the budget; `event` is the number of an epoch, or the bar of its batches, which begins."
+    if hasattr(event, 'update'): type(bar).add_child(bar, event)
+    used = min(position.used, position.budget)
+    text = f'{format_time(used)} used, {format_time(position.budget - used)} left, {position.fraction:.0%} of the cycle'
+    bar.main_bar.on_update(used, text)
+    child = getattr(bar, 'child', None)
+    if child is not None: child.prefix = f'{text} :'     # in a terminal, all is in front of the bar of the batches
 
 def show_table(
     learn, # The `Learner`, whose recorder knows the names of the columns

@@ -1,7 +1,7 @@
 """Read and write LR and momentum on any optimizer that fastai trains with"""
 
 from inspect import Parameter, signature
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import torch
 from fastai.optimizer import Lookahead, OptimWrapper, Optimizer
@@ -105,6 +105,32 @@ class OptAdapter:
         if not with_mom: return lr_only
         if self._mom_index is None: return plain
         return pair if self._mom_index == 0 and len(self.groups[0][key]) == 2 else general
+
+    def reader(self,
+        with_mom:bool # Whether to read momentum too
+    ): # `read()` returns the LR of each group and the momentum of the last; `None` for LRs that are tensors
+        "Return the function that reads what `writer` writes."
+        holder, groups, key, index = self._holder, self._groups, self._mom_key, self._mom_index
+        opt, lr = self.opt, itemgetter('lr')
+
+        def as_fastai():
+            now = list(opt.hypers)
+            return [float(g['lr']) for g in now], now[-1].get('mom') if with_mom else None
+
+        def lr_only(): return list(map(lr, groups(holder))), None
+
+        def plain():
+            now = groups(holder)
+            return list(map(lr, now)), now[-1][key]
+
+        def pair():
+            now = groups(holder)
+            return list(map(lr, now)), now[-1][key][index]
+
+        if holder is None: return as_fastai
+        if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return None     # on a GPU, to read one is to wait
+        if not with_mom: return lr_only
+        return plain if index is None else pair
 
     def restore_lr_tensors(self,
         lrs:list # The LR of each group before the fit

@@ -121,6 +121,30 @@ def plot_hypers(
         if name in ('lr', 'mom'): _mark_peak(panel, x, values, peak, unit)     # what the cycle sets
     return axes[0] if len(axes) == 1 else axes
 
+def join_pictures(
+    pictures:list[dict], # Arguments of `plot_hypers`, of trainings of which each follows the one before
+    lengths:list[int] # Number of batches of each
+) -> dict: # Arguments of `plot_hypers`
+    "Return one picture of several trainings; the epochs of all but the last have a letter: a0, a1, …"
+    firsts = np.cumsum([0, *lengths])
+    epochs = {f'{chr(97 + k)}{epoch}' if k + 1 < len(pictures) else epoch: first + batch
+              for k, (first, picture) in enumerate(zip(firsts.tolist(), pictures))
+              for epoch, batch in picture['epochs'].items()}
+    hypers = {name: np.concatenate([picture['hypers'][name] for picture in pictures]) for name in pictures[0]['hypers']}
+    batches = np.concatenate([first + np.asarray(picture['batches']) for first, picture in zip(firsts, pictures)])
+    peak = pictures[-1].get('peak')
+    return dict(hypers=hypers, batches=batches, epochs=epochs, peak=None if peak is None else int(firsts[-2] + peak))
+
+def join_frames(
+    frames:dict # Tables of one row per batch, of trainings of which each follows the one before, by name
+) -> pd.DataFrame: # The same columns after `cycle`, the name
+    "Return one table of several trainings, with the batches counted over all of them."
+    n, shifted = 0, {}
+    for name, frame in frames.items():
+        shifted[name] = frame.assign(batch=frame.batch + n)
+        n += len(frame)
+    return pd.concat(shifted, names=['cycle']).reset_index('cycle').reset_index(drop=True)
+
 def figure_html(
     fig, # A matplotlib figure, which is closed
     alt:str # A description, for readers who can't see it

@@ -18,8 +18,8 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .clock import TimedPlan
-from .plot import batch_frame, batches_to_draw, epochs_to_mark, extremes, plot_hypers
+from .plot import batch_frame, batches_to_draw, epochs_to_mark, extremes, join_frames, join_pictures, plot_hypers
+from .position import positions_of
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
@@ -33,36 +33,133 @@ def __call__(self:Recorder, event_name):
 @patch
 def _start_epoch_record(self:Recorder):
     "Note where in the record the current epoch starts, after dropping the record of an earlier fit."
+    if hasattr(self.learn, 'lr_finder'): return     # which trains nothing that lasts
     is_first = getattr(self, 'train_iter', 0) == 0
     lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
-    if is_first: self.hps, self.plan, self.starts = {}, None, {}
+    if is_first: self.hps, self.plan, self.cycle, self.parts, self.starts, self.loss_starts = {}, None, {}, [], {}, {}
     if losses or is_first: self.batch_lrs, self.batch_losses = lrs, losses
-    self.starts.setdefault(getattr(self, 'epoch', 0), len(self.hps.get('lr', lrs)))
+    epoch = getattr(self, 'epoch', 0)
+    self.starts.setdefault(epoch, len(self.hps.get('lr', lrs)))
+    self.loss_starts.setdefault(epoch, len(losses))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
 @patch
 def __getstate__(self:Recorder):
     "Return what is pickled of a `Recorder`: everything but the plan."
-    return self.__dict__ | dict(plan=None)
+    return self.__dict__ | dict(plan=None, parts=[])
 
 # %% ../nbs/05_recorder.ipynb #8964f8a8
-def _batch_numbers(starts, places, n_batch):
-    "Return the number in the cycle of the batches at `places` in the record, from the places at which epochs start."
+def _batch_numbers(starts, places, n_batch, lengths={}):
+    "Return the number of the batches at `places` in the record, from the places at which epochs start and their lengths."
     epochs, firsts = np.array(list(starts)), np.array(list(starts.values()))
+    others = np.array(list(lengths)), np.array([length - n_batch for length in lengths.values()], int)
+    before = epochs * n_batch + ((others[0] < epochs[:, None]) * others[1]).sum(1)
     epoch = np.searchsorted(firsts, places, 'right') - 1
-    return epochs[epoch] * n_batch + places - firsts[epoch]
+    return before[epoch] + places - firsts[epoch]
 
 # %% ../nbs/05_recorder.ipynb #723396b8
-def _in_plan(recorder, places):
-    "Return where in the plan the batches at `places` in the record are: their numbers, or the ticks of the clock."
-    plan = recorder.plan
-    if not isinstance(plan, TimedPlan): return _batch_numbers(recorder.starts, places, plan.n_batch)
-    return plan.ticks([recorder.hps['minutes'][i] for i in places.tolist()])
+class _Record:
+    "The batches of a fit: where they were, and with what they were trained."
+    def __init__(self, fields):
+        self.losses, self.loss_starts = fields.get('batch_losses', []), fields.get('loss_starts', {})
+        self.plan, self.batch_lrs = fields.get('plan'), fields.get('batch_lrs', [])
+        self.hps = fields.get('hps') or dict(lr=self.batch_lrs)
+        self.starts, cycle = fields.get('starts', {}), fields.get('cycle', {})
+        self.lengths, self.columns, self.changed = (cycle.get(k, {}) for k in ('lengths', 'columns', 'changed'))
+        self.n = min(map(len, self.hps.values()))   # a fit that died within a batch may have it for one scheduler only
 
-def _places_of_knots(starts, n, plan):
-    "Return the places in a record of `n` batches at which the phases of `plan` end, or the next batch if it has none."
-    def batch_number(place): return _batch_numbers(starts, place, plan.n_batch)
-    return [bisect_left(range(n), knot, key=batch_number) for knot in plan._knots]
+    def _epochs(self, places):
+        "Return the epoch of each of `places`, and the place of its first batch."
+        epochs, firsts = np.array(list(self.starts)), np.array(list(self.starts.values()))
+        i = np.searchsorted(firsts, places, 'right') - 1
+        return epochs[i], firsts[i]
+
+    def numbers(self, places):
+        "Return the number of each batch, counted over the whole cycle."
+        if self.plan is None or 'minute' in self.columns: return places
+        return _batch_numbers(self.starts, places, self.plan.n_batch, self.lengths)
+
+    def positions(self, places):
+        "Return where in the plan each batch is."
+        if 'position' in self.columns: return np.array([self.columns['position'][i] for i in places.tolist()])
+        epochs, firsts = self._epochs(places)
+        n_batch = np.array([self.lengths.get(epoch, self.plan.n_batch) for epoch in epochs.tolist()])
+        return positions_of(self.plan, epochs * n_batch + places - firsts, n_batch)
+
+    def axis(self, places):
+        "Return what batches are drawn over."
+        if self.plan is None or self.plan.unit not in self.columns: return self.numbers(places)
+        return np.array([self.columns[self.plan.unit][i] for i in places.tolist()])
+
+    def lrs(self, places):
+        "Return the LRs of all parameter groups, shape (places, groups), or those of the last if there is no plan."
+        if self.plan is None:
+            lrs = self.hps.get('lr', self.batch_lrs)
+            return [lrs[i] for i in places.tolist()]
+        lrs = self.plan.follow(self.positions(places))[0]
+        for i in np.flatnonzero(np.isin(places, list(self.changed))): lrs[i] = self.changed[places[i]]
+        return lrs
+
+    def values(self, name, places):
+        "Return the values of the hyper-parameter `name`."
+        return self.lrs(places) if name == 'lr' else [self.hps[name][i] for i in places.tolist()]
+
+    def knots(self):
+        "Return the places at which the phases of the plan end, or the next batch if a phase ends at none."
+        def position(place): return self.positions(np.array([place]))[0]
+        return [] if self.plan is None else [bisect_left(range(self.n), knot, key=position) for knot in self.plan.knots]
+
+    def picture(self, names):
+        "Return the arguments with which `plot_hypers` draws the hyper-parameters `names`."
+        smooth = () if self.plan is None or self.changed else self.plan._hyper_names
+        knots, marks = self.knots(), epochs_to_mark(self.starts).values()
+        spikes = [extremes(self.hps[name][:self.n]) for name in names if name not in smooth]
+        places = np.unique(np.concatenate([batches_to_draw(self.n, [*knots, *marks]), *spikes]))
+        starts = np.minimum(list(self.starts.values()), self.n - 1)
+        picture = dict(hypers={name: self.values(name, places) for name in names}, batches=self.axis(places),
+                       epochs=dict(zip(self.starts, self.axis(starts).tolist())))
+        if self.plan is None: return picture
+        top = [place for place in knots if place < self.n and self.positions(np.array([place]))[0] == self.plan.top]
+        return picture | dict(unit=self.plan.unit, peak=self.axis(np.array(top[:1]))[0] if top else None)
+
+    def frame(self):
+        "Return a table with one row per batch."
+        places = np.arange(self.n)
+        others = {name: values[:self.n] for name, values in self.hps.items() if name not in ('lr', 'mom')}
+        where = {name: values[:self.n] for name, values in self.columns.items() if name != 'position'}
+        mom = self.hps['mom'][:self.n] if 'mom' in self.hps else None
+        return batch_frame(dict(epoch=self._epochs(places)[0], batch=self.numbers(places)) | where,
+                           lr=self.lrs(places), mom=mom, train_loss=self.train_losses(), **others)
+
+    def train_losses(self):
+        "Return the training losses, `nan` for a batch that fastai has none of; `None` if the data has no targets."
+        if not self.losses: return None
+        known, losses = torch.stack(self.losses).double().cpu().numpy(), np.full(self.n, np.nan)
+        starts, firsts = [*self.starts.values(), self.n], [*self.loss_starts.values(), len(known)]
+        for start, stop, first, end in zip(starts, starts[1:], firsts, firsts[1:]):
+            part = known[first:end][:stop - start]
+            losses[start:start + len(part)] = part
+        return losses
+
+_PARTS = 'hps', 'plan', 'cycle', 'starts', 'loss_starts', 'batch_lrs', 'batch_losses'
+
+@patch
+def part(self:Recorder) -> dict:
+    "Return the record of the last fit."
+    return {name: vars(self)[name] for name in _PARTS if name in vars(self)}
+
+@patch
+def follow(self:Recorder,
+    before:dict # The `part` of an earlier fit
+):
+    "Let the record begin with that of an earlier fit."
+    self.parts = [before, self.part()]
+    self.hps = {name: before['hps'].get(name, []) + values for name, values in self.hps.items()}
+
+def _records(recorder):
+    "Return the records of the last fit by name: one, or two of a `fine_tune`."
+    parts = vars(recorder).get('parts') or [vars(recorder)]
+    return dict(zip(('frozen', 'whole'), map(_Record, parts)))
 
 # %% ../nbs/05_recorder.ipynb #f9dff957
 def _drawable(recorder, keys):
@@ -75,19 +172,9 @@ def _drawable(recorder, keys):
     if wrong:
         raise ValueError(f'keys must be among {", ".join(hps)}, which this fit recorded, '
                          f'got {", ".join(map(str, wrong))}')
-    n = min(map(len, hps.values()))   # a fit that died within a batch may have recorded it for one scheduler only
-    names = list(L(keys) or hps)
-    starts, plan = vars(recorder).get('starts', {}), vars(recorder).get('plan')
-    is_timed = isinstance(plan, TimedPlan)
-    knots, smooth = ([], ()) if plan is None or is_timed else (_places_of_knots(starts, n, plan), plan._hyper_names)
-    spikes = [extremes(hps[name][:n]) for name in names if name not in smooth]
-    places = np.unique(np.concatenate([batches_to_draw(n, [*knots, *epochs_to_mark(starts).values()]), *spikes]))
-    hypers:dict = {name: [hps[name][i] for i in places.tolist()] for name in names}
-    batches = places if plan is None else _in_plan(recorder, places)
-    if plan is not None and 'lr' in hypers: hypers['lr'] = plan.at(batches)[0]
-    if plan is None or is_timed: return dict(hypers=hypers, batches=places, epochs=starts)
-    epochs = {epoch: epoch * plan.n_batch for epoch in starts}
-    return dict(hypers=hypers, batches=batches, epochs=epochs, peak=plan.peak)
+    records = [record for record in _records(recorder).values() if record.n]
+    pictures = [record.picture(list(L(keys) or hps)) for record in records]
+    return pictures[0] if len(pictures) == 1 else join_pictures(pictures, [record.n for record in records])
 
 # %% ../nbs/05_recorder.ipynb #c299c093
 @patch
@@ -111,22 +198,11 @@ def plot_sched(self:Recorder,
     return plot_hypers(**_drawable(self, keys), ax=ax, figsize=figsize)
 
 # %% ../nbs/05_recorder.ipynb #adce2092
-def _losses(recorder, n):
-    "Return the training loss of each of `n` recorded batches, or `None` if the data has no targets."
-    losses = recorder.batch_losses
-    return torch.stack(losses[:n]).double().cpu().numpy() if len(losses) >= n else None
-
 @patch
 def to_frame(self:Recorder): # A `pandas.DataFrame`: `epoch`, `batch`, `lr` (or `lr_0`, …), `mom`, `train_loss`, …
     "Return the record of the last fit as a table with one row per batch; raises `ValueError` if there is none."
-    hps = vars(self).get('hps') or {'lr': vars(self).get('batch_lrs', [])}
-    n = min(map(len, hps.values()))
-    if n == 0: raise ValueError('recorder holds no batch yet: train first, for example with learn.fit_one_cycle(1)')
-    columns = {name: values[:n] for name, values in hps.items()}
-    lr, mom = columns.pop('lr', self.batch_lrs[:n]), columns.pop('mom', None)
-    epochs = np.repeat(list(self.starts), np.diff([*self.starts.values(), n]))
-    places = np.arange(n)
-    batches = places if self.plan is None else _in_plan(self, places)
-    if self.plan is not None: lr = self.plan.at(batches)[0]     # of all groups
-    if isinstance(self.plan, TimedPlan): batches = places
-    return batch_frame(dict(epoch=epochs, batch=batches), lr=lr, mom=mom, train_loss=_losses(self, n), **columns)
+    records = _records(self)
+    frames = {name: record.frame() for name, record in records.items() if record.n}
+    if not frames:
+        raise ValueError('recorder holds no batch yet: train first, for example with learn.fit_one_cycle(1)')
+    return join_frames(frames) if len(records) > 1 else frames['frozen']

@@ -288,38 +288,82 @@ class OneCyclePlan:
     def __post_init__(self):
         for name in ('n_epoch', 'n_batch', 'n_groups'):
             object.__setattr__(self, name, check_whole(name, getattr(self, name)))
-        batches = batches_to_draw(len(self), keep=self._knots, most=N_CHECKED)
-        if any(map(callable, self.schedule._anneals)): self.at(batches)
+        positions = self.sample(N_CHECKED, keep=self.knots)
+        if any(map(callable, self.schedule._anneals)): self.follow(positions)
 
     def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # without what is computed
 
     def __len__(self): return self.n_epoch * self.n_batch
 
+    unit = 'batch'   # What pictures are drawn over
+
     @property
     def length(self) -> dict:
-        "The length of the cycle, as arguments of `fit_one_cycle`."
+        "How long the cycle is, as an argument of `fit_one_cycle`."
         return dict(cycle_len=self.n_epoch)
 
     @property
-    def peak(self) -> int:
-        "The number of the batch that trains with `max_lr`."
+    def n_steps(self) -> int:
+        "Number of steps that the curve consists of: one per batch."
+        return len(self)
+
+    @property
+    def end(self) -> float:
+        "The position of the last batch on the curve; the first is at 0."
+        return self.n_steps - 1
+
+    @property
+    def top(self) -> float:
+        "The position of the peak on the curve."
         # `floor(x + 0.5)`, since `round` would take half a batch to the even neighbour
-        return min(int(np.floor(self.schedule.pct_start * len(self) + 0.5)), len(self) - 1)
+        return min(int(np.floor(self.schedule.pct_start * self.n_steps + 0.5)), self.n_steps - 1)
+
+    @property
+    def peak(self) -> int:
+        "The number of the batch that trains with `max_lr`, the first one if there are several."
+        return self.batch_of(self.top)
+
+    def batch_of(self,
+        position:float # A position on the curve
+    ) -> int: # Its number
+        "Return the first batch at `position`."
+        return int(position)
+
+    def positions(self,
+        batches:np.ndarray # Batch numbers, shape (n,), counted from 0 over the whole cycle
+    ) -> np.ndarray: # Shape (n,)
+        "Return where `batches` are on the curve."
+        return batches
+
+    def sample(self,
+        most:int, # Number of positions, apart from `keep`
+        keep=() # Positions that are among them
+    ) -> np.ndarray: # In rising order
+        "Return positions on the curve at equal distances."
+        return batches_to_draw(self.n_steps, keep, most).astype(float)
+
+    def follow(self,
+        positions:Iterable # Positions on the curve, shape (n,)
+    ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
+        "Return the LR and momentum at `positions`; after the end of the curve, its values stay."
+        return self._split(_follow(self._phases, np.asarray(positions, float)))
 
     def at(self,
-        batches:np.ndarray|list[int] # Batch numbers, shape (n,), counted from 0 over the whole cycle
+        batches:Iterable # Batch numbers, shape (n,), counted from 0 over the whole cycle
     ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
         "Return the LR and momentum of `batches`; after the last batch, its values stay."
-        return self._split(_follow(self._phases, np.asarray(batches, float)))
+        return self.follow(self.positions(np.asarray(batches)))
 
     def _split(self, values):
         return values[:self.n_groups].T, None if self.schedule.moms is False else values[self.n_groups]
 
     @cached_property
-    def _phases(self): return _phases_of(self.schedule, self.peak, len(self) - 1, self.n_groups)
+    def _phases(self): return _phases_of(self.schedule, self.top, self.end, self.n_groups)
 
     @property
-    def _knots(self): return [phase.end for phase in self._phases]
+    def knots(self) -> list:
+        "The positions at which phases meet."
+        return [phase.end for phase in self._phases]
 
     @property
     def _hyper_names(self): return ('lr',) if self.schedule.moms is False else ('lr', 'mom')
@@ -329,7 +373,7 @@ class OneCyclePlan:
         n, n_values = len(self), len(self._phases[0].values)
         values, size = np.empty((n_values, n)), 16384 // n_values + 1   # a block fits into the CPU's cache
         for first in range(0, n, size):
-            block = np.arange(first, min(first + size, n), dtype=float)
+            block = self.positions(np.arange(first, min(first + size, n), dtype=float))
             values[:, first:first + size] = _follow(self._phases, block)
         values.flags.writeable = False
         return self._split(values)
@@ -349,25 +393,34 @@ class OneCyclePlan:
         "One row per epoch: the values at its first and last batch, for the last parameter group."
         last_group = [phase._replace(values=phase.values[self.n_groups - 1:]) for phase in self._phases]
         batches = np.arange(0, len(self), self.n_batch)[:, None] + [0, self.n_batch - 1]
-        values = _follow(last_group, batches.ravel().astype(float)).reshape(-1, self.n_epoch, 2)
+        values = _follow(last_group, self.positions(batches.ravel().astype(float))).reshape(-1, self.n_epoch, 2)
         rows = {f'{name}_{end}': column for name, columns in zip(self._hyper_names, values)
                 for end, column in zip(('first', 'last'), columns.T)}
         return pd.DataFrame(rows).rename_axis('epoch')
 
+    def columns(self,
+        batches:np.ndarray # Batch numbers, shape (n,)
+    ) -> dict: # Arrays of shape (n,) by name
+        "Return the columns of a table that say where `batches` are."
+        return dict(epoch=batches // self.n_batch, batch=batches)
+
     def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
         "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
-        batches = np.arange(len(self))
-        return batch_frame(dict(epoch=batches // self.n_batch, batch=batches), lr=self.lrs, mom=self.moms)
+        return batch_frame(self.columns(np.arange(len(self))), lr=self.lrs, mom=self.moms)
 
     def plot(self,
         ax=None, # Axes to draw on, one per picture; default new ones
         figsize:tuple[float, float]|None=None # Width and height in inches
     ): # The axes
-        "Draw LR and momentum over the batches, with epochs and peak marked, one line per parameter group that differs."
+        "Draw LR and momentum, with epochs and peak marked, one line per parameter group that differs."
+        return plot_hypers(**self.picture(), ax=ax, figsize=figsize)
+
+    def picture(self) -> dict:
+        "Return the arguments with which `plot_hypers` draws this plan."
         starts = {epoch: epoch * self.n_batch for epoch in range(self.n_epoch)}
-        batches = batches_to_draw(len(self), keep=[*self._knots, *epochs_to_mark(starts).values()])
-        hypers = dict(zip(self._hyper_names, self.at(batches)))
-        return plot_hypers(hypers, batches=batches, epochs=starts, peak=self.peak, ax=ax, figsize=figsize)
+        batches = batches_to_draw(len(self), keep=[*map(self.batch_of, self.knots), *epochs_to_mark(starts).values()])
+        return dict(hypers=dict(zip(self._hyper_names, self.at(batches))), batches=batches, epochs=starts,
+                    peak=self.peak)
 
     def __str__(self): return table_text(self.table, self.peak // self.n_batch)
 

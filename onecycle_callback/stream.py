@@ -1,11 +1,12 @@
 """Epochs of so many batches, whatever the length of the data loader"""
 
 from collections.abc import Iterator
+from itertools import count
 
 from fastcore.basics import GetAttr
 from fastcore.imports import noop
 
-from .fastai_internals import OneFitCallback, show_no_total, wrap_only
+from .fastai_internals import OneFitCallback, show_budget, show_no_total, wrap_only
 
 def has_length(
     dl # A data loader, or anything that can be iterated over
@@ -157,3 +158,47 @@ class StreamCallback(OneFitCallback):
     ):
         "Note the place to go to."
         self.place = state or None
+
+class TimedStream(Stream):
+    "A stream whose loops end by the time."
+    def __init__(self,
+        dl, # A data loader, or anything that can be iterated over
+        n_batch:int, # Batches per epoch, except for the last one
+        on_pass, # Is called, without arguments, where a pass over `dl` starts
+        cycle # The `TimedCycle`
+    ):
+        super().__init__(dl, n_batch, on_pass)
+        self.cycle = cycle
+
+    def __iter__(self):
+        first, self.n_done = self.n_done, 0
+        learn, position = self.cycle.learn, self.cycle.position
+        for i in count(first):
+            if position.is_over or i >= self.n_batch and not self._goes_on(learn, position): break
+            batch = self.take(i)
+            if position.advance(i == 0): show_budget(learn, position)
+            learn.pct_train = position.fraction     # for other schedulers, which come before the cycle
+            yield batch
+        position.end_epoch()
+
+    def _goes_on(self, learn, position):
+        "Return whether this is the last epoch, which goes on until the time is up."
+        if position.ends_epoch(): return False
+        show_no_total(learn)
+        return True
+
+class TimedStreamCallback(StreamCallback):
+    "Make epochs that end by the time."
+    def __init__(self,
+        n_batch:int, # Batches per epoch, except for the last one
+        cycle # The `TimedCycle`
+    ):
+        super().__init__(n_batch)
+        self.cycle = cycle
+
+    def stream_of(self,
+        dl, # The training loader
+        n_batch:int # Batches per epoch, except for the last one
+    ) -> TimedStream:
+        "Return the stream to train on."
+        return TimedStream(dl, n_batch, self.on_pass, self.cycle)

@@ -99,8 +99,8 @@ def test_epochs_cut_short_keep_the_later_ones_in_place():
     plan, done = learn.recorder.plan, len(learn.recorder.hps['lr']) // 4
     assert 0 < done < 12
     assert [lr for lr, in spy.seen_lrs] == [plan.lrs[e * 12 + i, 0] for e, i in spy.places]
-    batches = [e * 12 + i for e in range(4) for i in range(done)]      # the one that was cut short is in no record
-    assert learn.recorder.hps['lr'] == plan.lrs[batches, 0].tolist() and len(learn.recorder.lrs) == len(batches)
+    batches = [e * 12 + i for e in range(4) for i in range(done)]      # also the one after which the epoch was cut short
+    assert learn.recorder.hps['lr'] == plan.lrs[batches, 0].tolist() and len(spy.seen_lrs) == len(batches)
     assert learn.recorder.plot_lr().lines[0].get_xdata().tolist() == batches
 
 @pytest.mark.parametrize('real', [7, 18])
@@ -151,7 +151,7 @@ def bytes_per_batch(n_groups, n=2000):
     learn.dls.loaders[0] = range(n)
     learn.create_opt()
     learn.add_cb(cycle)
-    learn.n_epoch, learn.epoch, learn.training = 1, 0, True
+    learn.n_epoch, learn.epoch, learn.iter, learn.training = 1, 0, 0, True
     gc.collect()
     tracemalloc.start()
     for event in ('before_fit', 'before_train'): cycle(event)
@@ -169,7 +169,7 @@ def test_memory_of_the_record_does_not_grow_with_groups():
     one, many = bytes_per_batch(1), bytes_per_batch(50)
     assert 64 <= one <= 72 and abs(many - one) < 2      # two numbers and their places in two lists
 
-UNUSED = ['after_pred', 'after_loss', 'before_backward', 'after_step']      # events of each batch without a method
+UNUSED = ['after_pred', 'after_loss', 'before_backward', 'after_backward']      # events of each batch without a method
 
 def test_events_without_a_method_look_nothing_up():
     asked = []
@@ -177,10 +177,10 @@ def test_events_without_a_method_look_nothing_up():
         def __getattr__(self, name):      # fastai's, asked for what the callback itself has not
             asked.append(name)
             return super().__getattr__(name)
-    learn, spy = learner(), Spy()
-    learn.fit(1, cbs=[Counted(.1), spy])
+    learn, spy, cycle = learner(), Spy(), Counted(.1)
+    learn.fit(1, cbs=[cycle, spy])
     assert [lr for lr, in spy.seen_lrs] == learn.recorder.plan.lrs[:, 0].tolist()
-    assert 'training' in asked and not set(UNUSED) & set(asked)
+    assert not hasattr(cycle, 'nothing') and 'nothing' in asked and not {*UNUSED, 'training'} & set(asked)
 
 @pytest.mark.parametrize('event', UNUSED)
 def test_events_to_which_a_subclass_gives_a_method(event):

@@ -1,74 +1,110 @@
 """A cycle over a budget of time, by a clock that the tests move: a second per training batch, three per validation.
 
-The last batch is the one during which the budget runs out; its position is the end."""
-from functools import cache, partial
+The position moves by the fraction of the work that is left, so the last batch is at the end whatever the time does."""
+from functools import cache
 
+import numpy as np
 import pytest
-from fastai.basics import Callback, CancelEpochException, CancelFitException, DataLoaders
+from fastai.basics import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
+                           CancelValidException, DataLoaders)
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.training import ShortEpochCallback
 
 from support import interrupted
 from support.helpers import At, Passes, Spy, Time, learner, throw
-from support.interrupted import assert_same, epochs_shown, results, rows
-from onecycle_callback import CycleCheckpoint, clock
-from onecycle_callback.clock import N_TICKS, Clock
+from support.interrupted import assert_same, results, rows
+from onecycle_callback import CycleCheckpoint, OneCycleSchedule, position
 
 pytestmark = pytest.mark.matrix
 
 @pytest.fixture
 def time(monkeypatch):
     time = Time()
-    monkeypatch.setattr(clock, 'Clock', partial(Clock, time=time))
+    monkeypatch.setattr(position, 'perf_counter', time)
     return time
 
-def seconds(learn): return [round(60 * m, 1) for m in learn.recorder.hps['minutes']]
+def seconds(learn): return [round(60 * m, 1) for m in learn.recorder.to_frame().minute]
 
 def as_planned(learn, plan):
-    "Check that each batch trained with the values of the plan at its time, and the last one with those of the end."
-    hps = learn.recorder.hps
-    lrs, moms = plan.at(plan.ticks(hps['minutes']))
+    "Check that each batch trained with the plan's values at its position, the first at the start and the last at the end."
+    hps, positions = learn.recorder.hps, learn.recorder.cycle['columns']['position']
+    lrs, moms = plan.at(positions)
     assert hps['lr'] == lrs[:, -1].tolist() and hps['mom'] == moms.tolist()
-    assert hps['lr'][-1] == plan.at([N_TICKS])[0][0, -1] and hps['minutes'][-1] == plan.minutes
-    frame = learn.recorder.to_frame()
-    assert (frame.filter(like='lr').to_numpy() == lrs).all() and (frame.minutes == hps['minutes']).all()
+    assert positions == sorted(positions) and positions[0] == 0 and positions[-1] == plan.minutes
+    assert hps['lr'][0] == plan.lrs[0, -1] and hps['lr'][-1] == plan.lrs[-1, -1]
+    assert (learn.recorder.to_frame().filter(like='lr').to_numpy() == lrs).all()
 
 @pytest.mark.parametrize('n_groups', [1, 3])
-def test_every_batch_trains_with_the_plan_at_its_time(time, n_groups):
+def test_every_batch_trains_with_the_plan_at_its_position(time, n_groups):
     learn, spy = learner(n_groups=n_groups), Spy()
     plan = learn.preview_one_cycle(max_lr=slice(1e-3, .1), minutes=1)
     learn.fit_one_cycle(max_lr=slice(1e-3, .1), minutes=1, cbs=[Passes(time), spy])
     as_planned(learn, plan)
-    # not enough was left for a fifth epoch
-    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 59), 60]
-    assert spy.seen_lrs == plan.at(plan.ticks(learn.recorder.hps['minutes']))[0].tolist()
-    assert len(learn.recorder.values) == 4 and time.now == 1000 + 60 + 3
+    assert seconds(learn) == [*range(12), *range(15, 27), *range(30, 42), *range(45, 57)]     # and the last validation
+    assert spy.seen_lrs == plan.at(learn.recorder.cycle['columns']['position'])[0].tolist()
+    assert len(learn.recorder.values) == 4 and time.now == 1000 + 60
 
 def test_a_budget_of_less_than_an_epoch(time):
     learn = learner()
-    learn.fit_one_cycle(max_lr=.1, minutes=.1, cbs=Passes(time))
-    assert seconds(learn) == [0, 1, 2, 3, 4, 6] and len(learn.recorder.values) == 1
+    learn.fit_one_cycle(max_lr=.1, minutes=.15, cbs=Passes(time))
+    assert seconds(learn) == list(range(len(seconds(learn)))) and 6 <= len(seconds(learn)) <= 9
+    assert len(learn.recorder.values) == 1
     as_planned(learn, learn.recorder.plan)
 
 def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=.01, cbs=Passes(time))
-    assert seconds(learn) == [0, .6] and learn.recorder.hps['lr'] == [.004, .004]
+    assert seconds(learn) == [0, 1] and learn.recorder.hps['lr'] == [.004, .004]
 
-@pytest.mark.parametrize('at', [5, 20, 44, 45])
+def largest_step(learn, anneal):
+    "Return the largest step of the LR in a run, as a multiple of that in a cycle of as many batches of known number."
+    lrs = learn.recorder.hps['lr']
+    return abs(np.diff(lrs)).max() / abs(np.diff(OneCycleSchedule(.1, anneal=anneal).plan(1, len(lrs)).lrs[:, 0])).max()
+
+class Slow(Callback):
+    "Start slowly: so many seconds before the first batch begins, and so many more in it."
+    order = -6
+    def __init__(self, time, before, within): self.tell, self.before, self.within = lambda: time, before, within
+    def before_train(self): self.tell().now += self.before if self.epoch == 0 else 0
+    def after_batch(self): self.tell().now += self.within if self.training and self.train_iter == 1 else 0
+
+TIMES = dict(
+    plain={}, slow_start=dict(slow=(20, 0)), slow_first_batch=dict(slow=(0, 10)), long_validations=dict(valid=25),
+    half_of_the_time=dict(valid=50), pace_doubles=dict(pace=lambda now: 1 + (now > 200)),
+    pace_halves=dict(pace=lambda now: 1 - .5 * (now > 200)), stall=dict(stalls={200: 60}),
+    early_stall=dict(stalls={20: 60}), late_stall=dict(stalls={400: 60}), stall_in_a_validation=dict(valid_stalls={2: 60}),
+    uneven=dict(pace=lambda now: 1 if now % 5 < 4 else .25))
+
+@pytest.mark.parametrize('anneal', ['cos', 'linear'])
+@pytest.mark.parametrize('case', TIMES)
+def test_one_smooth_curve(time, case, anneal):
+    what = dict(slow=(1, 0), pace=lambda now: 1, valid=5) | TIMES[case]
+    before, pace = what.pop('slow'), what.pop('pace')
+    class Varies(Passes):
+        order = -5
+        def after_batch(self):
+            self.train_s = pace(time.now - 1000)
+            super().after_batch()
+    learn = learner(n_batch=50)
+    learn.fit_one_cycle(max_lr=.1, minutes=10, anneal=anneal, cbs=[Slow(time, *before), Varies(time, **what)])
+    as_planned(learn, learn.recorder.plan)
+    assert largest_step(learn, anneal) <= 2
+    assert -.03 * 600 <= time.now - 1000 - 600 <= pace(600) + what['valid']
+
+@pytest.mark.parametrize('at', [5, 20, 40, 43])
 def test_a_machine_that_stalls_still_comes_down(time, at):
     learn = learner()
     passes = Passes(time, stalls={at: 20})
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=passes)
     as_planned(learn, learn.recorder.plan)
-    assert 59 <= passes.began[-1] and time.now <= 1000 + 60 + 20 + 1 + 3     # it doesn't give up, and stalls just once
+    assert time.now <= 1000 + 60 + 20 + 1 + 3
 
 @pytest.mark.parametrize('epoch', [0, 1, 2])
 def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, valid_stalls={epoch: 60}))
     as_planned(learn, learn.recorder.plan)
-    assert len(learn.recorder.values) == epoch + 2
-    assert learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
+    assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
 
 @pytest.mark.parametrize('train, valid, n_batch', [
     (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1),
@@ -76,30 +112,30 @@ def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
 def test_ends_within_one_batch_and_one_validation_of_the_budget(time, train, valid, n_batch):
     learn, passes = learner(), Passes(time, train, valid)
     learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=n_batch, cbs=passes)
-    assert 60 <= passes.began[-1] + train <= 60 + train      # the budget runs out during the last batch
-    assert time.now == pytest.approx(1000 + passes.began[-1] + train + valid)     # and its epoch is validated
+    assert time.now <= 1000 + 60 + train + valid
     as_planned(learn, learn.recorder.plan)
 
 def test_epochs_of_so_many_batches(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, n_batch=5, cbs=Passes(time))
     as_planned(learn, learn.recorder.plan)
-    assert list(learn.recorder.starts.values()) == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert list(learn.recorder.starts.values()) == [0, 5, 10, 15, 20, 25, 30]
 
-def test_other_schedulers_see_the_time(time):
+def test_other_schedulers_see_the_position(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), ParamScheduler({'wd': lambda pct: pct})])
-    assert learn.recorder.hps['wd'] == [m for m in learn.recorder.hps['minutes']]
+    assert learn.recorder.hps['wd'] == learn.recorder.cycle['columns']['position']
 
-def test_progress(time, capsys):
+def test_the_bar_shows_the_budget(time, capsys):
     learner().fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time))
     out = capsys.readouterr().out
-    assert epochs_shown(out) == ['1/1', '2/2', '3/3', '4/4'] and rows(out) == [0, 1, 2, 3]
+    assert '00:00 used, 01:00 left, 0% of the cycle :' in out and '00:56 used, 00:04 left, 100% of the cycle :' in out
+    assert 'Epoch' not in out and rows(out) == [0, 1, 2, 3]
 
 def test_the_bar_of_the_last_epoch_has_no_total_beyond_its_usual_length(time):
     learn, totals = learner(), []
     def note(): totals.append(learn.progress.pbar.total)
-    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(3, 11, note), At(3, 12, note)])
+    learn.fit_one_cycle(max_lr=.1, minutes=.25, cbs=[Passes(time, valid=0), At(0, 11, note), At(0, 12, note)])
     assert totals == [12, None]
 
 def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_does(time, recwarn):
@@ -108,6 +144,32 @@ def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_do
     assert not [w for w in recwarn if 'stopped early' in str(w.message)]
     with pytest.warns(UserWarning, match='stopped early after 0.3 of 1 minutes'):
         learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Passes(time), At(1, 3, throw(CancelFitException()))])
+
+class Cancels(Callback):
+    "Raise `error` in an event, each time that `when` says so."
+    def __init__(self, event, error, when, order=0): self.event, self.error, self.when, self.order = event, error, when, order
+    def __call__(self, event):
+        if event == self.event and self.when(self.learn): raise self.error
+
+def is_fifth(learn): return learn.training and learn.iter == 5
+
+CANCELLED = dict(
+    validations=Cancels('before_validate', CancelValidException(), lambda learn: True, order=-50),
+    some_validations=Cancels('before_validate', CancelValidException(), lambda learn: learn.epoch % 2),
+    trains=Cancels('after_batch', CancelTrainException(), is_fifth),
+    epochs=Cancels('after_batch', CancelEpochException(), is_fifth),
+    epochs_before_a_batch=Cancels('before_batch', CancelEpochException(), is_fifth),
+    batches=Cancels('before_batch', CancelBatchException(), lambda learn: learn.training and learn.iter % 3 == 2),
+    pairs_of_batches=Cancels('before_batch', CancelBatchException(), lambda learn: learn.training and learn.iter % 3),
+    batches_after_they_began=Cancels('after_pred', CancelBatchException(), lambda learn: learn.training and learn.iter % 3),
+    short_epochs=ShortEpochCallback(.5))
+
+@pytest.mark.parametrize('case', CANCELLED)
+def test_what_is_cancelled_comes_down_to_the_end(time, case):
+    learn, spy = learner(), Spy()
+    learn.fit_one_cycle(max_lr=.1, minutes=2, cbs=[Passes(time), spy, CANCELLED[case]])
+    assert spy.seen_lrs[0] == spy.seen_lrs[-1] == [.004] and max(spy.seen_lrs) > [.099]
+    assert len(spy.seen_lrs) > 30 and time.now <= 1000 + 120 + 1 + 3
 
 def test_preview_is_drawn_over_minutes():
     plan = learner(n_groups=2).preview_one_cycle(max_lr=[.01, .1], minutes=30)
@@ -127,15 +189,16 @@ def test_explore_has_no_slider_for_epochs():
     sliders[0].value = .12
     assert 'max_lr=0.12' in page.value and '30.0' in page.value
 
-def test_the_record_is_drawn_over_its_batches(time):
+def test_the_record_is_drawn_over_minutes_as_its_preview(time):
     learn = learner(n_groups=2)
     learn.fit_one_cycle(max_lr=[.01, .1], minutes=1, cbs=Passes(time))
-    frame = learn.recorder.to_frame()
-    lines = learn.recorder.plot_lr().lines
-    for column, line in zip(['lr_0', 'lr_1'], [line for line in lines if len(line.get_xdata()) == 51]):
-        assert line.get_ydata().tolist() == frame[column].tolist()
-    assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum', 'minutes']
-    assert frame.batch.tolist() == list(range(51)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 15
+    frame, ax = learn.recorder.to_frame(), learn.recorder.plot_lr()
+    assert list(frame) == ['epoch', 'batch', 'minute', 'lr_0', 'lr_1', 'mom', 'train_loss'] and ax.get_xlabel() == 'minute'
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 48]
+    for column, line in zip(['lr_0', 'lr_1'], lines, strict=True):
+        assert line.get_ydata().tolist() == frame[column].tolist() and line.get_xdata().tolist() == frame.minute.tolist()
+    assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum']
+    assert frame.batch.tolist() == list(range(48)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 12
 
 class Idle(Callback):
     "Cancel each epoch after five seconds, before its first batch."
@@ -172,16 +235,16 @@ def uninterrupted(tmp_path_factory):
     @cache
     def run(stall=0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(clock, 'Clock', partial(Clock, time=(time := Time())))
+            patch.setattr(position, 'perf_counter', time := Time())
             learn = timed(tmp_path_factory.mktemp('uninterrupted'))
             learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time, valid_stalls={1: stall}))
         return results(learn)
     return run
 
-@pytest.mark.parametrize('every, at', [(None, 5), (None, 30), (1, 30), (1, 24), (4, 41), (1, 47)])
+@pytest.mark.parametrize('every, at', [(None, 5), (None, 30), (1, 30), (1, 24), (4, 41), (1, 46)])
 def test_resumes_with_the_time_that_is_left(uninterrupted, time, tmp_path, every, at):
     expected = uninterrupted()
-    assert len(expected['losses']) == 51
+    assert len(expected['losses']) == 48
     keep = CycleCheckpoint('run1', every=every)
     with pytest.raises(RuntimeError, match='interrupted'):
         timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), interrupted.Interrupt(at)],
@@ -234,7 +297,7 @@ def test_dead_time_does_not_count(time, tmp_path):
                                       checkpoint='run1')
     restarted = time.now = 5000
     timed(tmp_path).fit_one_cycle(max_lr=.05, minutes=1, cbs=passes, checkpoint='run1')
-    assert time.now - restarted == 60 + 3 - 30     # the file is of the end of the second epoch, 30 seconds in
+    assert time.now - restarted == 60 - 30     # the file is of the end of the second epoch, 30 seconds in
 
 def test_another_budget_is_another_run(time, tmp_path):
     learn = timed(tmp_path)

@@ -143,11 +143,11 @@ def test_streams_resume_in_each_process(jobs):
 def assert_timed(runs, seconds):
     "Check a cycle of 1.2 s of which rank 0 trained so many `seconds`, and rank 1 what rank 0 trained."
     first, second = runs
-    for key in ('lrs', 'hps', 'weights', 'plan_lrs'): assert first[key] == second[key], key
+    for key in ('lrs', 'hps', 'where', 'weights', 'plan_lrs'): assert first[key] == second[key], key
     valid, other_valid = ([values[1:] for values in run['values']] for run in runs)     # the training losses differ
     assert valid == other_valid
     assert first['lrs'] == first['plan_lrs'] and first['lrs'][-1] == first['end'] == [.01 / 25]
-    assert seconds <= first['seconds'] <= seconds + .01 + .03
+    assert seconds - .03 <= first['seconds'] <= seconds + .01 + .03
     assert second['seconds'] == pytest.approx(2 * first['seconds'])
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_all_processes_use_the_clock_of_rank_0(jobs):
 @pytest.mark.slow
 def test_the_clock_is_not_read_at_every_batch(jobs):
     first, second = jobs['timed']
-    assert second['reads'] == [] and 120 / 16 < len(first['reads']) < len(first['lrs']) / 4
+    assert second['reads'] == [] and 100 / 16 < len(first['reads']) < len(first['lrs']) / 3
 
 @pytest.mark.slow
 def test_processes_resume_with_the_time_that_is_left(jobs):

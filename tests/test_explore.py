@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from support.explored import CASES, arguments_of, plan_of
 from support.helpers import learner
 from onecycle_callback import OneCycleSchedule
-from onecycle_callback.clock import TimedPlan
+from onecycle_callback.position import TimedPlan
 
 pytestmark = pytest.mark.matrix
 
@@ -58,13 +58,13 @@ class Explorer:
 @pytest.fixture
 def drawn(monkeypatch):
     "The values of every picture that is drawn, in order, with its axes."
-    from onecycle_callback import clock, schedule
+    from onecycle_callback import schedule
     seen, real = [], schedule.plot_hypers
     def plot(hypers, *args, **kwargs):
         axes = real(hypers, *args, **kwargs)
         seen.append({name: np.array(v) for name, v in hypers.items()} | dict(axes=axes))
         return axes
-    for module in (schedule, clock): monkeypatch.setattr(module, 'plot_hypers', plot)
+    monkeypatch.setattr(schedule, 'plot_hypers', plot)
     return seen
 
 @pytest.mark.parametrize('case', [name for name in CASES if name != 'long'])

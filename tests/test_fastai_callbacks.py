@@ -17,6 +17,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 
 import onecycle_callback  # noqa: F401
 from support.helpers import ROOT, Spy, groups_of, learner
+from onecycle_callback import OneCycleSchedule
 
 pytestmark = pytest.mark.matrix
 
@@ -44,7 +45,7 @@ class AtSteps(Callback):
 def check(learn, cbs=None, n_epoch=3):
     "Check that a cycle trains every batch as previewed, and records it; return the plan."
     spy = Spy()
-    plan = learn.preview_one_cycle(n_epoch, .01)
+    plan = learn.preview_one_cycle(n_epoch, .01, cbs=cbs)
     learn.fit_one_cycle(n_epoch, .01, cbs=[spy, *(cbs or [])])
     assert [lrs[-1] for lrs in spy.seen_lrs] == plan.lrs[:, -1].tolist() and len(plan) > 3
     assert [moms[-1] for moms in spy.seen_moms] == plan.moms.tolist()
@@ -66,10 +67,12 @@ def classifier(**kwargs):
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), **kwargs)
 
 @row('GradientAccumulation', NOTE)
-def test_accumulation_counts_batches():
+def test_accumulation_counts_steps():
     learn, steps = learner(), AtSteps()
     plan = check(learn, [GradientAccumulation(8), steps])
-    assert steps.at_steps == list(zip(plan.lrs[1::2, 0].tolist(), plan.moms[1::2].tolist()))
+    assert steps.at_steps == list(zip(plan.lrs[::2, 0].tolist(), plan.moms[::2].tolist()))
+    lrs, moms = OneCycleSchedule(.01).plan(1, 18).at(range(18))     # as if each step were a batch
+    assert steps.at_steps == list(zip(lrs[:, 0].tolist(), moms.tolist()))
 
 @row('GradientClip', WORKS)
 def test_gradient_clip():
@@ -177,10 +180,11 @@ def test_terminate_on_nan():
         return nn.functional.mse_loss(pred, target) * (float('nan') if len(calls) == 17 else 1)
     learn = learner(loss_func=loss)
     plan = learn.preview_one_cycle(3, .1)
-    with pytest.warns(UserWarning, match=r'epoch 1 of 3 .*after 15 batches'):
+    with pytest.warns(UserWarning, match=r'epoch 1 of 3 .*after 16 batches'):
         learn.fit_one_cycle(3, .1, cbs=TerminateOnNaNCallback())
     assert len(calls) == 17 and len(learn.recorder.losses) == 15
-    assert learn.recorder.hps == dict(lr=plan.lrs[:15, 0].tolist(), mom=plan.moms[:15].tolist())
+    assert learn.recorder.hps == dict(lr=plan.lrs[:16, 0].tolist(), mom=plan.moms[:16].tolist())
+    assert learn.recorder.to_frame().train_loss.isna().tolist() == 15 * [False] + [True]
     assert learn.opt.hypers[0]['mom'] == .9
 
 @row('CSVLogger', WORKS)
@@ -208,9 +212,9 @@ def test_show_graph(monkeypatch):
 def test_lr_find_before_and_between(opt, tmp_path):
     learn = learner(opt_func=opt, path=tmp_path)
     for _ in range(2):
-        before = weights(learn)
+        before, record = weights(learn), vars(learn.recorder).get('hps')
         learn.lr_find(show_plot=False, num_it=30, suggest_funcs=None)
-        assert learn.recorder.hps == {} and learn.recorder.lrs[0] == pytest.approx(1e-7)
+        assert vars(learn.recorder).get('hps') is record and learn.recorder.lrs[0] == pytest.approx(1e-7)
         assert all(torch.equal(*pair) for pair in zip(before, weights(learn)))
         check(learn)
         assert learn.opt.hypers[0]['mom'] == .9

@@ -363,7 +363,7 @@ def object_states(
     objects = numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
                         [(f'model.{name}'.rstrip('.'), module) for name, module in modules] +
                         [('loss_func', learn.loss_func), ('Learner', learn)])
-    skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan'})
+    skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan', 'parts'})
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 def loader_states(

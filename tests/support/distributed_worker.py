@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from support.helpers import Passes, Spy, Time, dataset, learner
-from onecycle_callback import CycleCheckpoint, clock
+from onecycle_callback import CycleCheckpoint, callback, position
 from onecycle_callback.resume.file import read_file, read_state
 import onecycle_callback.distributed  # noqa: F401
 
@@ -156,30 +156,29 @@ def all_killed(folder): return long_cycle(folder, **KEEP, cbs=Kill(33))
 def resumed(folder): return long_cycle(folder, **KEEP)
 def complete(folder): return long_cycle(folder, **KEEP)
 
-class CountsReads(clock.Clock):
-    "Also note at which batches the clock is read."
+class CountsReads(position.TimePosition):
+    "Also note before which batches the clock is read."
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.reads = []
-    def _read(self):
+    def _estimate(self, *args):
         self.reads.append(self.n)
-        return super()._read()
+        return super()._estimate(*args)
 
 def timed_cycle(folder, cbs=None, **kwargs):
     "Train 1.2 s by clocks that differ: 10 ms per batch and 30 ms per validation on rank 0, twice as much on rank 1."
     set_seed(0)
-    time, spy, clocks, factor = Time(), Seen(), [], 1 + rank_distrib()
-    def new_clock(minutes): clocks.append(CountsReads(minutes, time)); return clocks[-1]
-    clock.Clock = new_clock
+    time, spy, factor = Time(), Seen(), 1 + rank_distrib()
+    position.perf_counter, callback.TimePosition, made = time, lambda *args: made.append(CountsReads(*args)) or made[-1], []
     learn = stream_learner(DataLoader(dataset(96), bs=4, shuffle=True), path=folder)
     with learn.distrib_ctx(**CPU):
         learn.fit_one_cycle(max_lr=1e-2, minutes=.02, cbs=[spy, Passes(time, .01 * factor, .03 * factor), *L(cbs)],
                             **kwargs)
-    hps, plan = learn.recorder.hps, learn.recorder.plan
-    return dict(lrs=spy.seen_lrs, plan_lrs=plan.at(plan.ticks(hps['minutes']))[0].tolist(), hps=hps,
+    hps, plan, where = learn.recorder.hps, learn.recorder.plan, learn.recorder.cycle['columns']
+    return dict(lrs=spy.seen_lrs, plan_lrs=plan.at(where['position'])[0].tolist(), hps=hps, where=where,
                 weights=state(learn), seconds=time.now - 1000,
-                reads=clocks[-1].reads, values=[list(v) for v in learn.recorder.values],
-                end=plan.at([plan.ticks(plan.minutes)])[0][0].tolist())
+                reads=made[-1].reads, values=[list(v) for v in learn.recorder.values],
+                end=plan.at([plan.minutes])[0][0].tolist())
 
 def timed(folder): return timed_cycle(folder)
 def timed_killed(folder): return timed_cycle(folder, cbs=Kill(47), checkpoint=CycleCheckpoint('run3', every=5))

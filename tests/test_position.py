@@ -1,0 +1,209 @@
+"""Where a cycle is: epochs that change their length, accumulated gradients, and a record that holds every batch."""
+import numpy as np
+import pytest
+from fastai.basics import (Callback, CancelEpochException, CancelFitException, CancelTrainException, DataLoader)
+from fastai.callback.training import GradientAccumulation
+
+from support.helpers import Spy, dataset, groups_of, learner
+from onecycle_callback import OneCycleSchedule
+from onecycle_callback.position import Accumulation, Steps
+
+pytestmark = pytest.mark.matrix
+
+# Epochs that change their length
+
+class Sizes(Callback):
+    "Train each epoch with batches of another size."
+    order = -20
+    def __init__(self, *sizes): self.sizes = sizes
+    def before_epoch(self): self.learn.dls.train.bs = self.sizes[self.epoch]
+
+changing = pytest.mark.filterwarnings('ignore:Epoch . has')
+
+@changing
+@pytest.mark.parametrize('sizes', [(8, 4, 2), (2, 4, 8), (4, 8, 4), (1, 16, 1), (4, 4, 3)], ids=str)
+@pytest.mark.parametrize('anneal', ['cos', 'linear'])
+def test_epochs_that_change_their_length_make_one_smooth_curve(sizes, anneal):
+    learn, spy = learner(n_groups=2), Spy()
+    learn.fit_one_cycle(3, [.01, .1], anneal=anneal, cbs=[Sizes(*sizes), spy])
+    lrs, n = np.array(spy.seen_lrs), [-(-48 // size) for size in sizes]
+    peak = lrs[:, 1].argmax()
+    assert (np.diff(lrs[:peak + 1, 1]) > 0).all() and (np.diff(lrs[peak:, 1]) < 0).all()
+    assert lrs[[0, -1], 1].tolist() == [.004, .004] and sum(n) == len(lrs)
+    shortest = OneCycleSchedule(.1, anneal=anneal).plan(3, min(n)).lrs[:, 0]
+    assert abs(np.diff(lrs[:, 1])).max() <= 1.5 * abs(np.diff(shortest)).max()
+    frame = learn.recorder.to_frame()
+    assert frame.batch.tolist() == list(range(sum(n))) and (frame[['lr_0', 'lr_1']] == lrs).all(axis=None)
+    assert learn.recorder.plot_lr().lines[-1].get_xdata().tolist() in ([peak], list(range(sum(n))))
+
+def test_lengths_that_differ_are_named_once():
+    with pytest.warns(UserWarning, match='Epoch 1 has 12 batches where 6 were planned') as seen:
+        learner().fit_one_cycle(3, .1, cbs=Sizes(8, 4, 2))
+    assert sum('planned' in str(w.message) for w in seen) == 1
+
+@changing
+def test_an_epoch_of_the_planned_length_is_where_the_plan_has_it():
+    learn = learner()
+    learn.fit_one_cycle(3, .1, cbs=Sizes(4, 8, 4))
+    lrs = learn.recorder.plan.lrs[:, 0].tolist()
+    assert learn.recorder.hps['lr'][:12] == lrs[:12] and learn.recorder.hps['lr'][-12:] == lrs[-12:]
+
+# Accumulated gradients
+
+@pytest.mark.parametrize('seed', range(300))
+def test_steps_are_those_that_fastai_takes(seed):
+    draw = np.random.default_rng(seed).integers
+    n_epoch, n_batch, bs, n_acc = int(draw(1, 6)), int(draw(1, 9)), int(draw(1, 9)), int(draw(1, 60))
+    last, left_out = int(draw(1, bs + 1)), int(draw(0, n_batch))
+    steps, counted, before = 0, 0, []
+    for batch in range(left_out, n_epoch * n_batch):
+        before.append(steps)
+        counted += last if batch % n_batch == n_batch - 1 else bs
+        if counted >= n_acc: steps, counted = steps + 1, 0
+    planned = Steps(Accumulation(n_acc, n_batch, bs, last), n_epoch, left_out)
+    assert planned.total == steps and planned.before(np.arange(left_out, n_epoch * n_batch)).tolist() == before
+    if left_out == 0: assert [planned.first_batch(step) for step in set(before)] == list(map(before.index, set(before)))
+
+class AtSteps(Spy):
+    "Record the values of each step instead."
+    def before_step(self): super().before_batch()
+    def before_batch(self): pass
+
+def accumulated(n_acc, n_batch=22, drop_last=True, on_learner=False, **kwargs):
+    "Train ten epochs of batches of four; return the Learner, its preview, and the LR of each step."
+    learn, spy, cb = learner(n_batch), AtSteps(), GradientAccumulation(n_acc)
+    learn.dls.loaders[0] = DataLoader(dataset(n_batch * 4 - 1), bs=4, shuffle=True, drop_last=drop_last, device='cpu')
+    cbs = [] if on_learner else [cb]
+    if on_learner: learn.add_cb(cb)
+    plan = learn.preview_one_cycle(10, .1, final_div=1e5, cbs=cbs)
+    learn.fit_one_cycle(10, .1, final_div=1e5, cbs=[spy, *cbs], **kwargs)
+    return learn, plan, [lr for lr, in spy.seen_lrs]
+
+@pytest.mark.parametrize('n_acc', [1, 8, 10, 32, 64, 1000])
+@pytest.mark.parametrize('drop_last', [True, False])
+@pytest.mark.parametrize('on_learner', [True, False])
+def test_each_step_trains_with_its_own_values(n_acc, drop_last, on_learner):
+    learn, plan, lrs = accumulated(n_acc, drop_last=drop_last, on_learner=on_learner)
+    assert lrs == OneCycleSchedule(.1, final_div=1e5).plan(1, max(len(lrs), 1)).lrs[:len(lrs), 0].tolist()
+    frame, planned = learn.recorder.to_frame(), plan.to_frame()
+    assert (frame[list(planned)] == planned).all(axis=None) and learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
+    assert plan.n_steps == max(len(lrs), 1) and plan.lrs[int(plan.peak), 0] == .1
+    if n_acc > 4: assert frame.step.nunique() >= len(lrs) and plan.table.step_last.iloc[-1] == frame.step.iloc[-1]
+
+def test_a_part_of_a_cycle_ends_with_the_last_step():
+    learn, plan, lrs = accumulated(32, start_epoch=5)
+    assert lrs[-1] == 1e-6 and abs(np.diff(lrs)).max() < .02 and len(lrs) == 5 * 21 // 8
+
+@pytest.mark.filterwarnings('ignore:Epoch . has')
+def test_steps_go_on_where_epochs_are_cut_short_or_change():
+    class Cut(Callback):
+        def after_batch(self):
+            if self.training and self.epoch in (2, 5) and self.iter == 6: raise CancelTrainException
+    learn, spy = learner(20), AtSteps()
+    learn.fit_one_cycle(10, .1, final_div=1e5, cbs=[spy, Cut(), GradientAccumulation(24), Sizes(*[4] * 7, 2, 2, 2)])
+    lrs = [lr for lr, in spy.seen_lrs]
+    assert lrs[0] == .004 and lrs[-1] == 1e-6
+    peak = int(np.argmax(lrs))
+    assert sorted(lrs[:peak]) == lrs[:peak] and sorted(lrs[peak:], reverse=True) == lrs[peak:]
+
+# The record holds every batch that was trained
+
+class Stops(Callback):
+    "Raise `error` in an event of a batch, before the events reach the cycle."
+    order = -60
+    def __init__(self, error, event, epoch=1, batch=3): self.error, self.event, self.when = error, event, (epoch, batch)
+    def __call__(self, event):
+        if event == self.event and self.training and (self.epoch, self.iter) == self.when: raise self.error
+
+@pytest.mark.filterwarnings('ignore:The cycle was stopped early')
+@pytest.mark.parametrize('event', ['after_step', 'after_batch'])
+@pytest.mark.parametrize('error, batches', [
+    (CancelFitException(), range(16)), (CancelTrainException(), [*range(16), *range(24, 36)]),
+    (CancelEpochException(), [*range(16), *range(24, 36)]), (KeyboardInterrupt(), range(16)),
+    (RuntimeError('boom'), range(16))], ids=repr)
+@pytest.mark.parametrize('n_acc', [1, 8])
+def test_a_batch_is_recorded_if_it_was_trained(error, batches, event, n_acc):
+    if n_acc > 1 and event == 'after_step': pytest.skip('this batch makes no step')
+    learn, spy = learner(n_groups=2), Spy()
+    cbs = [spy, Stops(error, event), GradientAccumulation(n_acc)]
+    try: learn.fit_one_cycle(3, [.01, .1], cbs=cbs)
+    except type(error): pass
+    frame = learn.recorder.to_frame()
+    assert frame.batch.tolist() == list(batches) and frame[['lr_0', 'lr_1']].to_numpy().tolist() == spy.seen_lrs
+    assert frame.train_loss.isna().tolist() == [batch == 15 for batch in batches]
+    known = frame.train_loss.dropna().tolist()
+    assert known == [loss.item() for loss in learn.recorder.batch_losses]
+    learn.recorder.plot_lr()
+
+class Scales(Callback):
+    "Halve the LR of one group in some batches, after the schedule."
+    order = 70
+    def __init__(self, group): self.group = group
+    def before_batch(self):
+        if self.training and self.iter % 5 == 0: groups_of(self.opt)[self.group]['lr'] *= .5
+
+@pytest.mark.parametrize('group', [0, 1, 2])
+def test_values_that_another_callback_sets_are_recorded(group):
+    learn, spy = learner(n_groups=3), Spy()
+    learn.fit_one_cycle(2, [.01, .03, .1], cbs=[spy, Scales(group)])
+    frame = learn.recorder.to_frame()
+    assert frame[['lr_0', 'lr_1', 'lr_2']].to_numpy().tolist() == spy.seen_lrs
+    assert frame.lr_2.tolist() == learn.recorder.hps['lr']
+    assert (frame.filter(like='lr') != learn.recorder.plan.lrs).sum().tolist() == [6 * (i == group) for i in range(3)]
+
+def test_lr_find_keeps_the_record(tmp_path):
+    learn = learner(path=tmp_path)
+    learn.fit_one_cycle(2, .1)
+    before = learn.recorder.to_frame()
+    learn.lr_find(show_plot=False, num_it=30)
+    assert learn.recorder.to_frame().equals(before) and len(before) == 24
+    learn.recorder.plot_sched()
+
+# Both cycles of fine_tune
+
+def fine_tuned(*args, **kwargs):
+    "Return the Learner, its preview and what each batch of both cycles trained with."
+    learn, lrs = learner(n_groups=3), []
+    class Both(Callback):
+        order = 1000
+        def before_batch(self):
+            if self.training: lrs.append([g['lr'] for g in groups_of(self.opt)])
+    plan = learn.preview_fine_tune(*args, **kwargs)
+    assert learn.opt is None
+    learn.fine_tune(*args, cbs=Both(), **kwargs)
+    return learn, plan, lrs
+
+@pytest.mark.parametrize('args, kwargs, n', [
+    ((2,), {}, (12, 24)), ((2, .01), dict(freeze_epochs=3, div=10.), (36, 24)), ((2,), dict(freeze_epochs=0), (24,)),
+    ((0,), {}, (12,)), ((0,), dict(freeze_epochs=3), (36,)), ((4,), dict(start_epoch=2), (48,))], ids=str)
+def test_fine_tune_is_as_previewed(args, kwargs, n):
+    learn, plan, lrs = fine_tuned(*args, **kwargs)
+    start = 12 * kwargs.get('start_epoch', 0)
+    assert len(plan) == sum(n) and plan.lrs[start:].tolist() == lrs
+    assert learn.recorder.hps['lr'] == [lr[-1] for lr in lrs] and learn.recorder.hps['mom'] == plan.moms[start:].tolist()
+    frame = learn.recorder.to_frame()
+    assert frame[['lr_0', 'lr_1', 'lr_2']].to_numpy().tolist() == lrs and frame.train_loss.notna().all()
+    if len(n) == 2:
+        planned = plan.to_frame()
+        assert (frame[list(planned)] == planned).all(axis=None) and frame.batch.tolist() == list(range(sum(n)))
+        assert frame.cycle.tolist() == ['frozen'] * n[0] + ['whole'] * n[1]
+        assert len(plan.table) == sum(n) // 12 and '<table' in plan._repr_html_()
+    drawn = learn.recorder.plot_lr().lines
+    assert len(lrs) in {len(line.get_xdata()) for line in drawn}
+
+def test_fine_tune_of_nothing_trains_nothing():
+    learn = learner(n_groups=3)
+    learn.fine_tune(0, freeze_epochs=0)
+    learn.fine_tune(2, start_epoch=5)
+    assert not learn.recorder.__dict__.get('lrs') and all(p.requires_grad for p in learn.model.parameters())
+    with pytest.raises(ValueError, match='nothing to train'): learn.preview_fine_tune(0, freeze_epochs=0)
+
+def test_a_fine_tune_that_is_interrupted_is_recorded_from_its_start():
+    learn = learner(n_groups=3)
+    class Interrupt(Callback):
+        def after_batch(self):
+            if self.training and self.n_epoch == 2 and self.train_iter == 5: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learn.fine_tune(2, cbs=Interrupt())
+    assert len(learn.recorder.hps['lr']) == len(learn.recorder.to_frame()) == 12 + 5
+    learn.fit_one_cycle(1)
+    assert len(learn.recorder.hps['lr']) == len(learn.recorder.to_frame()) == 12 and 'cycle' not in learn.recorder.to_frame()
