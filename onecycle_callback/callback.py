@@ -6,7 +6,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/callback.html.md"""
 
 # %% auto #0
 __all__ = ['batches_per_epoch', 'makes_its_own', 'prospective_opt', 'plan_for', 'accumulation_for', 'warn_of_moms', 'CycleRun',
-           'OneCycle', 'refuse_second_cycle', 'TimedCycle']
+           'OneCycle', 'refuse_second_cycle']
 
 # %% ../nbs/02_callback.ipynb #c30b73d1
 import sys
@@ -467,6 +467,7 @@ def load_state_dict(self:OneCycle,
     cycle.moms_before = state['moms_before'] and state['moms_before'][1]
     self._share_record()
 
+# %% ../nbs/02_callback.ipynb #c7d41f0a
 class TimedCycle(OneCycle):
     "Train with the values of a 1cycle schedule over a budget of time."
     def __init__(self,

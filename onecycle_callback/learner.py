@@ -29,6 +29,7 @@ from .callback import (
     OneCycle, TimedCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
 from .fastai_internals import warn_user
 from .plot import figure_html, join_frames, join_pictures, plot_hypers
+from .recorder import last_record, put_before
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
@@ -199,9 +200,9 @@ def _after_frozen(learn, calls):
     recorder = getattr(learn, 'recorder', None)
     if recorder is None or 'frozen' not in calls: yield
     else:
-        frozen = recorder.part()
+        frozen = last_record(recorder)
         try: yield
-        finally: recorder.follow(frozen)
+        finally: put_before(recorder, frozen)
 
 class FineTunePlan:
     """The plans of both cycles of `fine_tune`, one after the other: `frozen` and `whole`, or one of them.
@@ -215,6 +216,10 @@ class FineTunePlan:
     def __getattr__(self, name):
         try: return self.__dict__['plans'][name]
         except KeyError: raise AttributeError(name) from None
+
+    def __repr__(self): return f'FineTunePlan({self.plans})'
+
+    def __str__(self): return self.table.to_string()
 
     def __len__(self): return sum(map(len, self.plans.values()))
 
