@@ -266,12 +266,12 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def show_peak(self,
         opt # The optimizer, before the fit
     ):
-        "Set the LRs of the peak on `opt`, where loggers and an own `fit` find them, as fastai does; remember the others."
+        "Set the LRs of the peak on `opt`, where loggers and an own `fit` find them, as in fastai; remember the others."
         self._lrs_before = OptAdapter(opt).lrs
         opt.set_hyper('lr', self.plan.at([self.plan.peak])[0][0].tolist())
 
     def __call__(self, event_name):
-        "Handle the events that have a method here, and return at once for the others; those of a batch in training only."
+        "Handle the events that have a method here, and return at once for others; those of a batch in training only."
         if not hasattr(type(self), event_name): return
         if event_name not in _BATCH_EVENTS: super().__call__(event_name)
         elif self.run and self.__dict__['_learn'].training: getattr(self, event_name)()

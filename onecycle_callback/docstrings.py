@@ -1,8 +1,8 @@
 """Docstrings with a section on the parameters and an example, for `?` and `help`"""
 
-# The texts are the comments that stand in the signatures, where nbdev finds them too. `docments` takes 80 ms for a method
-# with sixteen parameters, so the lines of this package are read here. Where there is no source, docstrings stay as they
-# are.
+# The texts are the comments that stand in the signatures, where nbdev finds them too. `docments` takes 80 ms for a
+# method with sixteen parameters, so the lines of this package are read here. Where there is no source, docstrings stay
+# as they are.
 
 import re
 import sys

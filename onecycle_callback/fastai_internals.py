@@ -62,7 +62,7 @@ def start_in_epoch(
     if bar is not None: _count_from(bar, n_done)
 
 def _count_from(bar, first):
-    "Let the time left that `bar` shows follow from what comes after `first`: what was before took this process no time."
+    "Let the time left that `bar` shows follow from what comes after `first`: the rest took this process no time."
     began, update = time.time(), bar.update
     def update_from_first(val):
         if val > first:
@@ -89,7 +89,8 @@ def show_budget(
     if _main_bar(learn) is None: return
     bar = _bar(learn, 'mbar')
     bar.main_bar.total = position.budget
-    bar.main_bar.update = bar.add_child = partial(_update_budget, bar, position)     # in place of the number of the epoch
+    bar.main_bar.update = bar.add_child = partial(_update_budget, bar,
+                                                  position)     # in place of the number of the epoch
     _update_budget(bar, position)
 
 def _update_budget(bar, position, event=None):

@@ -250,7 +250,7 @@ class FineTunePlan:
         ax=None, # Axes to draw on, one per picture; default new ones
         figsize:tuple[float, float]|None=None # Width and height in inches
     ): # The axes
-        "Draw LR and momentum of both cycles, one line per parameter group that differs; `a0` is the first frozen epoch."
+        "Draw LR and momentum of both cycles, a line per parameter group that differs; `a0` is the first frozen epoch."
         plans = list(self.plans.values())
         return plot_hypers(**join_pictures([plan.picture() for plan in plans], list(map(len, plans))), ax=ax,
                            figsize=figsize)

@@ -1,7 +1,7 @@
-"""How far a cycle is for the coming batch: by batches, by the optimizer's steps, or by the time that is left
+"""How far a cycle is for the coming batch: by batches, by the optimizer's steps, or by the time that is left"""
 
-A cycle is a curve over a position, from 0 at the first batch to the plan's `end` at the last. A plan knows which batch it
-expects where; a position tells where the batch that comes really is."""
+# A cycle is a curve over a position, from 0 at the first batch to the plan's `end` at the last. A plan knows which
+# batch it expects where; a position tells where the batch that comes really is.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -37,8 +37,8 @@ def positions_of(
     last = plan.n_epoch * n_batch - 1
     return np.where(n_batch == plan.n_batch, numbers, numbers * plan.end / np.maximum(last, 1))
 
-# fastai's GradientAccumulation counts samples: once there are `n_acc` of them, the optimizer steps, and the count starts
-# at 0 again. It goes on from epoch to epoch, so a step may take batches of two.
+# fastai's GradientAccumulation counts samples: once there are `n_acc` of them, the optimizer steps, and the count
+# starts at 0 again. It goes on from epoch to epoch, so a step may take batches of two.
 
 @dataclass(frozen=True)
 class Accumulation:
@@ -51,8 +51,8 @@ class Accumulation:
 class BatchPosition:
     """Count batches: each epoch takes an equal part of the cycle, however many batches it has.
 
-    An epoch is passed as if all were as long as this one, so an epoch of the planned length is where the plan has it, to
-    the last bit, the last batch of the last epoch is at the end, and epochs that are skipped or cut short leave a gap."""
+    An epoch is passed as if all were as long as this one, so an epoch of the planned length is where the plan has it,
+    to the last bit. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
     def __init__(self,
         plan:OneCyclePlan # The plan to follow
     ):
@@ -309,9 +309,9 @@ SYNC_SECONDS, SYNC_BATCHES, MOST_AHEAD = 0.5, 16, 512
 class TimePosition:
     """Move by the fraction of the work that is left: a batch is one of as many as fit into the rest of the budget.
 
-    The rest is what isn't used up, without the validations to come. So a slow start, a stall or another pace changes the
-    size of the steps, and never the position itself, and the last batch is at the end. Rank 0 says how much is left.
-    Until it is asked again, all processes move in equal steps."""
+    The rest is what isn't used up, without the validations to come. So a slow start, a stall or another pace changes
+    the size of the steps, and never the position itself, and the last batch is at the end. Rank 0 says how much is
+    left. Until it is asked again, all processes move in equal steps."""
     _STATE = ('n', 'n_in_epoch', 'n_batch', 'used', 'seconds', 'is_last', 'is_set', 'ended', 'gaps', 'fractions', 'k',
               'n_at_end')
 
@@ -345,7 +345,7 @@ class TimePosition:
 
     @property
     def is_over(self) -> bool:
-        "Whether a batch trains with the values of the end, or an epoch's worth of them were cancelled before they could."
+        "Whether a batch trains with the values of the end, or an epoch's worth of them were cancelled before."
         return self.is_set or self.n_at_end > self.plan.n_batch
 
     def is_up(self) -> bool:
@@ -376,7 +376,7 @@ class TimePosition:
     def _compute(self): self._rows = rows_at(self.plan, np.array(self.fractions) * self.plan.minutes)
 
     def _estimate(self, starts_epoch):
-        "Return time used, seconds per batch, number of batches left, how many to compute, and if this epoch is the last."
+        "Return time used, seconds per batch, number of batches left, how many to compute, if this epoch is the last."
         now = max(self.now, self.used + (self.k - 1) * self.seconds)
         if self.n: self._measure(now, starts_epoch)
         pace = self.pace.mean or now - self.used     # of the first batch, which is no measure of the others
@@ -403,7 +403,7 @@ class TimePosition:
         return min(now, self.used + self.k * self.pace.mean) if self.pace.n else now
 
     def _gap(self, pace, is_last):
-        "Return how long a validation will take: the median of three, of which one may be a stall; with care at the end."
+        "Return how long a validation will take: the median of three, as one may be a stall; with care at the end."
         known, guess = sorted(self.gaps), pace * self.n_valid
         if len(known) == 1 and not is_last: return min(known[0], max(2 * guess, self.budget / 20))
         return known[(len(known) - 1) // 2] if known else guess
@@ -426,7 +426,8 @@ class TimePosition:
 
     def ends_epoch(self) -> bool:
         "Return whether another epoch fits in; if not, this one goes on until the time is up."
-        def is_last(): return self._is_last(self.now, self.pace.mean or (self.now - self.used) / (self.k + 1), self.n_in_epoch)
+        def is_last():
+            return self._is_last(self.now, self.pace.mean or (self.now - self.used) / (self.k + 1), self.n_in_epoch)
         if not self.is_last: self.is_last = from_rank_0(is_last)
         return not self.is_last
 

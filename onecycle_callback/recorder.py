@@ -50,7 +50,7 @@ def __getstate__(self:Recorder):
 
 # %% ../nbs/05_recorder.ipynb #8964f8a8
 def _batch_numbers(starts, places, n_batch, lengths={}):
-    "Return the number of the batches at `places` in the record, from the places at which epochs start and their lengths."
+    "Return the number of the batches at `places` in the record, from where epochs start and their lengths."
     epochs, firsts = np.array(list(starts)), np.array(list(starts.values()))
     others = np.array(list(lengths)), np.array([length - n_batch for length in lengths.values()], int)
     before = epochs * n_batch + ((others[0] < epochs[:, None]) * others[1]).sum(1)

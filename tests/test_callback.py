@@ -99,7 +99,8 @@ def test_epochs_cut_short_keep_the_later_ones_in_place():
     plan, done = learn.recorder.plan, len(learn.recorder.hps['lr']) // 4
     assert 0 < done < 12
     assert [lr for lr, in spy.seen_lrs] == [plan.lrs[e * 12 + i, 0] for e, i in spy.places]
-    batches = [e * 12 + i for e in range(4) for i in range(done)]      # also the one after which the epoch was cut short
+    batches = [e * 12 + i for e in range(4)
+               for i in range(done)]      # also the one after which the epoch was cut short
     assert learn.recorder.hps['lr'] == plan.lrs[batches, 0].tolist() and len(spy.seen_lrs) == len(batches)
     assert learn.recorder.plot_lr().lines[0].get_xdata().tolist() == batches
 

@@ -5,7 +5,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from fastai.basics import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
+from fastai.basics import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                           CancelTrainException,
                            CancelValidException, DataLoaders)
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import ShortEpochCallback
@@ -26,7 +27,7 @@ def time(monkeypatch):
 def seconds(learn): return [round(60 * m, 1) for m in learn.recorder.to_frame().minute]
 
 def as_planned(learn, plan):
-    "Check that each batch trained with the plan's values at its position, the first at the start and the last at the end."
+    "Check that each batch trained with the plan's values at its position, first at the start and last at the end."
     hps, positions = learn.recorder.hps, learn.recorder.cycle['columns']['position']
     lrs, moms = plan.at(positions)
     assert hps['lr'] == lrs[:, -1].tolist() and hps['mom'] == moms.tolist()
@@ -72,7 +73,8 @@ TIMES = dict(
     plain={}, slow_start=dict(slow=(20, 0)), slow_first_batch=dict(slow=(0, 10)), long_validations=dict(valid=25),
     half_of_the_time=dict(valid=50), pace_doubles=dict(pace=lambda now: 1 + (now > 200)),
     pace_halves=dict(pace=lambda now: 1 - .5 * (now > 200)), stall=dict(stalls={200: 60}),
-    early_stall=dict(stalls={20: 60}), late_stall=dict(stalls={400: 60}), stall_in_a_validation=dict(valid_stalls={2: 60}),
+    early_stall=dict(stalls={20: 60}), late_stall=dict(stalls={400: 60}),
+    stall_in_a_validation=dict(valid_stalls={2: 60}),
     uneven=dict(pace=lambda now: 1 if now % 5 < 4 else .25))
 
 @pytest.mark.parametrize('anneal', ['cos', 'linear'])
@@ -104,7 +106,8 @@ def test_a_validation_beyond_the_budget_still_comes_down(time, epoch):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, valid_stalls={epoch: 60}))
     as_planned(learn, learn.recorder.plan)
-    assert len(learn.recorder.values) == epoch + 2 and learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
+    assert len(learn.recorder.values) == epoch + 2
+    assert learn.recorder.starts[epoch + 1] == len(learn.recorder.hps['lr']) - 1
 
 @pytest.mark.parametrize('train, valid, n_batch', [
     (1, 3, None), (1, 3, 1), (1, 3, 50), (1, 20, None), (1, 20, 1), (.7, .1, None), (7, 3, None), (7, 3, 1),
@@ -147,7 +150,8 @@ def test_a_cycle_that_ends_by_itself_warns_of_nothing_and_one_that_is_stopped_do
 
 class Cancels(Callback):
     "Raise `error` in an event, each time that `when` says so."
-    def __init__(self, event, error, when, order=0): self.event, self.error, self.when, self.order = event, error, when, order
+    def __init__(self, event, error, when, order=0):
+        self.event, self.error, self.when, self.order = event, error, when, order
     def __call__(self, event):
         if event == self.event and self.when(self.learn): raise self.error
 
@@ -161,7 +165,8 @@ CANCELLED = dict(
     epochs_before_a_batch=Cancels('before_batch', CancelEpochException(), is_fifth),
     batches=Cancels('before_batch', CancelBatchException(), lambda learn: learn.training and learn.iter % 3 == 2),
     pairs_of_batches=Cancels('before_batch', CancelBatchException(), lambda learn: learn.training and learn.iter % 3),
-    batches_after_they_began=Cancels('after_pred', CancelBatchException(), lambda learn: learn.training and learn.iter % 3),
+    batches_after_they_began=Cancels('after_pred', CancelBatchException(),
+                                     lambda learn: learn.training and learn.iter % 3),
     short_epochs=ShortEpochCallback(.5))
 
 @pytest.mark.parametrize('case', CANCELLED)
@@ -193,10 +198,12 @@ def test_the_record_is_drawn_over_minutes_as_its_preview(time):
     learn = learner(n_groups=2)
     learn.fit_one_cycle(max_lr=[.01, .1], minutes=1, cbs=Passes(time))
     frame, ax = learn.recorder.to_frame(), learn.recorder.plot_lr()
-    assert list(frame) == ['epoch', 'batch', 'minute', 'lr_0', 'lr_1', 'mom', 'train_loss'] and ax.get_xlabel() == 'minute'
+    assert list(frame) == ['epoch', 'batch', 'minute', 'lr_0', 'lr_1', 'mom',
+                           'train_loss'] and ax.get_xlabel() == 'minute'
     lines = [line for line in ax.lines if len(line.get_xdata()) == 48]
     for column, line in zip(['lr_0', 'lr_1'], lines, strict=True):
-        assert line.get_ydata().tolist() == frame[column].tolist() and line.get_xdata().tolist() == frame.minute.tolist()
+        assert line.get_ydata().tolist() == frame[column].tolist()
+        assert line.get_xdata().tolist() == frame.minute.tolist()
     assert [ax.get_ylabel() for ax in learn.recorder.plot_sched()] == ['learning rate', 'momentum']
     assert frame.batch.tolist() == list(range(48)) and frame.epoch.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 12
 

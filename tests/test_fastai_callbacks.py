@@ -253,8 +253,10 @@ ROWS |= {
     'a second OneCycle': (REFUSES, 'tests/test_arguments.py::test_two_cycles_at_once'),
     'a callback that sets the LR after the cycle':
         (NOTE, 'tests/test_as_fastai_has_it.py::test_a_value_that_a_later_callback_sets_stays_for_this_batch'),
-    'loggers that look for a ParamScheduler': (WORKS, 'tests/test_as_fastai_has_it.py::test_a_logger_finds_the_schedule'),
-    'learn.summary, with learn:': (WORKS, 'tests/test_as_fastai_has_it.py::test_the_learner_may_be_entered_in_the_middle'),
+    'loggers that look for a ParamScheduler': (WORKS,
+                                               'tests/test_as_fastai_has_it.py::test_a_logger_finds_the_schedule'),
+    'learn.summary, with learn:': (WORKS,
+                                   'tests/test_as_fastai_has_it.py::test_the_learner_may_be_entered_in_the_middle'),
     'learn.distrib_ctx': (NOTE, 'tests/test_distributed.py::test_every_process_trains_with_the_plan'),
 }
 

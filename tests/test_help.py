@@ -42,7 +42,8 @@ def test_examples_run():
     import matplotlib
     matplotlib.use('Agg')
     learn = learner()
-    for name in ('preview_one_cycle', 'fit_one_cycle', 'plot_lr', 'plot_sched', 'to_frame', 'OneCycle', 'OneCycleSchedule'):
+    for name in ('preview_one_cycle', 'fit_one_cycle', 'plot_lr', 'plot_sched', 'to_frame', 'OneCycle',
+                 'OneCycleSchedule'):
         exec(EXAMPLES[name].replace('10', '1').replace('00', ''), dict(vars(onecycle_callback), learn=learn))
 
 def test_what_has_no_docstring_is_left_alone():
@@ -58,7 +59,8 @@ def test_without_docstrings_and_without_sources():
     assert run.stdout.strip() == 'None', run.stderr
 
 def test_a_call_shows_help_for_the_schedules_arguments():
-    for text in ('max_lr', 'anneal', 'three_phase', 'minutes', 'checkpoint'): assert text in section(Learner.fit_one_cycle)
+    for text in ('max_lr', 'anneal', 'three_phase', 'minutes', 'checkpoint'):
+        assert text in section(Learner.fit_one_cycle)
 
 # Printed
 
@@ -68,7 +70,8 @@ def test_a_plan_prints_its_table():
     lines = str(OneCycleSchedule(.1).plan(1000, 12)).splitlines()
     assert len(lines) < 30 and any('...' in line for line in lines)
 
-def test_a_cycle_prints_its_arguments(): assert str(OneCycle(.1)) == repr(OneCycle(max_lr=.1)) and '0.1' in str(OneCycle(.1))
+def test_a_cycle_prints_its_arguments():
+    assert str(OneCycle(.1)) == repr(OneCycle(max_lr=.1)) and '0.1' in str(OneCycle(.1))
 
 def test_a_comparison_prints_its_table_and_names_the_best():
     learn = learner()

@@ -122,7 +122,8 @@ def test_the_type_of_a_preview_can_be_read():
 
 def test_only_what_the_cycle_sets_has_a_peak():
     panels = plot_hypers(dict(lr=[.1, .2, .1], mom=[.9, .8, .9], wd=[.3, .2, .1]), peak=1)
-    assert [[text.get_text() for text in panel.texts] for panel in panels] == [['0.2 at batch 1'], ['0.8 at batch 1'], []]
+    assert [[text.get_text() for text in panel.texts] for panel in panels] == [['0.2 at batch 1'], ['0.8 at batch 1'],
+                                                                               []]
 
 def test_a_table_has_a_column_for_each_group():
     frame = batch_frame(dict(epoch=[0, 0], batch=[0, 1]), lr=[[.01, .1], [.02, .2]], mom=None, wd=[.01, .02])

@@ -180,7 +180,8 @@ def test_fine_tune_is_as_previewed(args, kwargs, n):
     learn, plan, lrs = fine_tuned(*args, **kwargs)
     start = 12 * kwargs.get('start_epoch', 0)
     assert len(plan) == sum(n) and plan.lrs[start:].tolist() == lrs
-    assert learn.recorder.hps['lr'] == [lr[-1] for lr in lrs] and learn.recorder.hps['mom'] == plan.moms[start:].tolist()
+    assert learn.recorder.hps['lr'] == [lr[-1]
+                                        for lr in lrs] and learn.recorder.hps['mom'] == plan.moms[start:].tolist()
     frame = learn.recorder.to_frame()
     assert frame[['lr_0', 'lr_1', 'lr_2']].to_numpy().tolist() == lrs and frame.train_loss.notna().all()
     if len(n) == 2:
@@ -206,4 +207,5 @@ def test_a_fine_tune_that_is_interrupted_is_recorded_from_its_start():
     with pytest.raises(KeyboardInterrupt): learn.fine_tune(2, cbs=Interrupt())
     assert len(learn.recorder.hps['lr']) == len(learn.recorder.to_frame()) == 12 + 5
     learn.fit_one_cycle(1)
-    assert len(learn.recorder.hps['lr']) == len(learn.recorder.to_frame()) == 12 and 'cycle' not in learn.recorder.to_frame()
+    assert len(learn.recorder.hps['lr']) == len(learn.recorder.to_frame()) == 12
+    assert 'cycle' not in learn.recorder.to_frame()

@@ -130,13 +130,16 @@ class Ticks(Callback):
 def test_the_time_left_counts_what_this_process_trained(tmp_path, monkeypatch, every, at):
     shown, now = [], Time()
     monkeypatch.setattr('time.time', now)
-    monkeypatch.setattr(fastprogress.ConsoleProgressBar, 'on_update', lambda self, val, text: shown.append((self.total, val, text)))
+    monkeypatch.setattr(fastprogress.ConsoleProgressBar, 'on_update', lambda self, val,
+                        text: shown.append((self.total, val, text)))
     def fit(*cbs):
         learner(tmp_path).fit_one_cycle(6, .1, cbs=[Ticks(now), *cbs], checkpoint=CycleCheckpoint('run1', every=every))
     with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(at))
     shown.clear()
     fit()
-    def left(total): return {val: text.partition('<')[2].rstrip(']').partition('...')[0] for n, val, text in shown if n == total}
+    def left(total):
+        return {val: text.partition('<')[2].rstrip(']').partition('...')[0] for n, val, text in shown if n == total}
     epochs, batches = left(6), left(N_BATCH)
-    assert epochs[4] == '?' and epochs[5] == f'00:{30 if every is None else 17}'     # as long as what this process trained of the epoch before
+    # As long as what this process trained of the epoch before
+    assert epochs[4] == '?' and epochs[5] == f'00:{30 if every is None else 17}'
     if every: assert batches[26] == '00:04' and batches[30] == '00:00'

@@ -1,4 +1,4 @@
-"""What changes during a fit, or between a crash and the rerun, is resumed, refused or named: nothing is silently another training."""
+"""What changes during a fit, or between a crash and the rerun, is resumed, refused or named."""
 import os
 import threading
 import warnings
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, OptimWrapper, SGD, accuracy
+from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, OptimWrapper, SGD,
+                           accuracy)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
@@ -132,7 +133,8 @@ def test_a_head_that_is_made_on_the_way_resumes(tmp_path):
 
 def test_a_head_whose_optimizer_cannot_be_stored_starts_over_with_it(tmp_path):
     def cbs(): return [Head(lambda params: HEADS[1](params, lr=.1))]
-    with pytest.warns(UserWarning, match=r'does not hold Head\.head, Head\.own_opt, which cannot be stored: they start over'):
+    message = r'does not hold Head\.head, Head\.own_opt, which cannot be stored: they start over'
+    with pytest.warns(UserWarning, match=message):
         interrupt(learner(tmp_path), cbs())
     mine = cbs()
     fit(learner(tmp_path), mine)
@@ -147,7 +149,8 @@ def test_what_no_new_learner_could_load_is_not_saved(tmp_path, change, what):
     "The rerun starts before it, and ends with the bits of an uninterrupted run."
     expected = learner(tmp_path)
     expected.fit_one_cycle(N_EPOCH, .05, cbs=At(change, at=20))
-    with pytest.warns(UserWarning, match=rf"'run1' cannot be saved from here on.*{what}.*resumes it in epoch 1, batch 6"):
+    message = rf"'run1' cannot be saved from here on.*{what}.*resumes it in epoch 1, batch 6"
+    with pytest.warns(UserWarning, match=message):
         interrupt(learner(tmp_path), [At(change, at=20)], every=2, at=30)
     with pytest.warns(UserWarning, match='cannot be saved from here on'):
         again = fit(learner(tmp_path), At(change, at=20), every=2)
@@ -183,7 +186,8 @@ CHANGED = {
     'unfrozen': (frozen, unfrozen, r'trained: \[\d+, \d+\] in the file, \[\d+, \d+\] now'),
     'eps': (with_opt(Adam), with_opt(Adam, eps=1e-3), 'opt eps of group 0: 1e-05 in the file, 0.001 now'),
     'sqr_mom': (with_opt(Adam), with_opt(Adam, sqr_mom=.9), 'opt sqr_mom of group 0: 0.99 in the file, 0.9 now'),
-    'amsgrad': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, amsgrad=True)), 'opt amsgrad'),
+    'amsgrad': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, amsgrad=True)),
+                'opt amsgrad'),
     'betas': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, betas=(.9, .9))), 'opt betas'),
     'weight_decay': (torch_opt(opt=torch.optim.AdamW), torch_opt(opt=partial(torch.optim.AdamW, weight_decay=.3)),
                      'opt weight_decay'),
@@ -205,7 +209,8 @@ def test_what_changed_before_the_rerun_is_refused(tmp_path, name):
         warnings.simplefilter('error', UserWarning)
         fit(before(tmp_path))
 
-@pytest.mark.parametrize('make', [learner, with_opt(Adam, wd=.3), torch_opt(opt=torch.optim.AdamW), frozen, with_loss(.5, .5)])
+@pytest.mark.parametrize('make', [learner, with_opt(Adam, wd=.3), torch_opt(opt=torch.optim.AdamW), frozen,
+                                  with_loss(.5, .5)])
 def test_the_same_learner_is_the_same_run(tmp_path, make):
     learn = interrupt(make(tmp_path), error=KeyboardInterrupt)
     fit(learn)
@@ -213,8 +218,10 @@ def test_the_same_learner_is_the_same_run(tmp_path, make):
 # Names and places
 
 @pytest.mark.parametrize('name, why', [
-    ('x' * 230, 'at most 220 bytes, got 230'), ('ü' * 111, 'at most 220 bytes, got 222'), ('a:b', 'every file system takes'),
-    ('con', 'every file system'), ('NUL.txt', 'every file system'), ('lpt1', 'every file system'), ('run?', 'every file system'),
+    ('x' * 230, 'at most 220 bytes, got 230'), ('ü' * 111, 'at most 220 bytes, got 222'),
+    ('a:b', 'every file system takes'),
+    ('con', 'every file system'), ('NUL.txt', 'every file system'), ('lpt1', 'every file system'),
+    ('run?', 'every file system'),
     ('a\nb', 'every file system'), ('runs/a', r'without a folder.*learn\.path and learn\.model_dir say'),
     ('runs\\a', r'without a folder.*learn\.path')])
 def test_names_that_are_refused_before_anything_is_touched(tmp_path, name, why):
@@ -306,7 +313,8 @@ def test_the_file_is_named_at_the_start(tmp_path, capsys):
 def test_an_interrupt_says_where_it_resumes(tmp_path, error, capsys):
     with pytest.raises(error) as caught: fit(learner(tmp_path), Interrupt(30, error))
     notes = getattr(caught.value, '__notes__', []) or [capsys.readouterr().out]     # Python 3.10 has no notes
-    expected = f"Checkpoint 'run1' was interrupted. The same call resumes it in epoch 2, batch 4, from {tmp_path / CYCLE}"
+    expected = ("Checkpoint 'run1' was interrupted. The same call resumes it in epoch 2, batch 4, from "
+                f'{tmp_path / CYCLE}')
     assert expected in notes[-1]
 
 def test_a_complete_run_shows_its_table(tmp_path, capsys):
@@ -332,7 +340,8 @@ def test_a_longer_cycle(tmp_path, capsys, every, at):
     learn, plan = learner(tmp_path), learner(tmp_path).preview_one_cycle(6, .05)
     fit(learn, every=every, n_epoch=6, extend=True)
     old = learner(tmp_path).preview_one_cycle(N_EPOCH, .05).lrs[n_done - 1, 0]
-    assert f'is extended: its LR was {old:.3g} and is {plan.lrs[n_done, 0]:.3g} now (cycle_len: 4' in capsys.readouterr().out
+    says = f'is extended: its LR was {old:.3g} and is {plan.lrs[n_done, 0]:.3g} now (cycle_len: 4'
+    assert says in capsys.readouterr().out
     lrs = learn.recorder.hps['lr']
     assert len(lrs) == 6 * N_BATCH == len(learn.recorder.losses) and len(learn.recorder.values) == 6
     assert lrs[n_done:] == plan.lrs[n_done:, 0].tolist() and lrs[:n_done] != plan.lrs[:n_done, 0].tolist()

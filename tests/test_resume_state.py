@@ -251,7 +251,7 @@ def test_values_of_many_types(tmp_path, every, at):
     for name in ('swapped', 'days', 'text'): assert getattr(again, name).dtype == getattr(calm, name).dtype, name
 
 def test_an_object_of_a_class_that_is_met_too_late_is_named(tmp_path):
-    "A file may come from a stranger: built are objects of classes that stand there at the beginning, or that their code names."
+    "A file may come from a stranger: built are objects of classes that stand there, or that their code names."
     late = [Point]
     class Late(Callback):
         point = None

@@ -14,8 +14,10 @@ browser = test_site.browser     # a fixture
 
 SEARCHES = {
     'warmup': 'howto/faq', 'how many epochs': 'howto/faq', 'nan': 'howto/faq', 'adam': 'howto/faq',
-    'learning rate finder': 'howto/choose_max_lr', 'lr_find': 'howto/choose_max_lr', 'fine_tune': 'howto/discriminative_lrs',
-    'gradient accumulation': 'howto/callbacks', 'mixed precision': 'howto/callbacks', 'early stopping': 'howto/callbacks',
+    'learning rate finder': 'howto/choose_max_lr', 'lr_find': 'howto/choose_max_lr',
+    'fine_tune': 'howto/discriminative_lrs',
+    'gradient accumulation': 'howto/callbacks', 'mixed precision': 'howto/callbacks',
+    'early stopping': 'howto/callbacks',
     'colab': 'howto/colab_and_kaggle', 'kaggle': 'howto/colab_and_kaggle', 'wandb': 'howto/log_the_lr',
     'weight decay': 'howto/weight_decay', 'resume': 'howto/resume_after_a_crash', 'slurm': 'howto/resume_after_a_crash',
     'multiple gpus': 'howto/several_processes', 'cosine annealing': 'howto/choose_a_shape',

@@ -258,7 +258,8 @@ class Browser:
                 while (walker.nextNode()) {
                     const node = walker.currentNode, text = node.textContent;
                     for (let i = 1; i < text.length; i++) {
-                        const within = isWord(text[i - 1]) && isWord(text[i]) && !/[a-z][A-Z]/.test(text.slice(i - 1, i + 1));
+                        const within = isWord(text[i - 1]) && isWord(text[i])
+                            && !/[a-z][A-Z]/.test(text.slice(i - 1, i + 1));
                         if (within && top(node, i) > top(node, i - 1) + 5) cut.add(text);
                     }
                 }

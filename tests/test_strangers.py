@@ -75,7 +75,8 @@ def test_the_outer_level_runs_nothing(tmp_path, name):
     before = frozen_state(learn)
     with pytest.raises(ValueError, match=r'run1\.cycle (cannot be read|holds).*Move it away'):
         learn.fit_one_cycle(1, .05, checkpoint='run1')
-    assert frozen_state(learn) == before and os.listdir(tmp_path) == ['models'] and os.listdir(path.parent) == ['run1.cycle']
+    assert frozen_state(learn) == before and os.listdir(tmp_path) == ['models']
+    assert os.listdir(path.parent) == ['run1.cycle']
 
 class Mine(Callback):
     "An ordinary callback of the script."
@@ -134,13 +135,16 @@ def claims():
     yield 'a stride of 0', size.replace(tup(whole(1)), tup(whole(0)))
     yield 'an array', own('_array', text('<f8'), tup(b'J\xff\xff\xff\x7f'), b'\x89', b'C\x08abcdefgh')
     yield 'bytes', call(glob('builtins', 'bytearray'), b'J\xff\xff\xff\x7f')
-    yield 'a queue', own('_value', text('deque'), own('_value', text('range'), whole(0), b'J\xff\xff\xff\x7f', whole(1)), b'N')
+    yield 'a queue', own('_value', text('deque'),
+                         own('_value', text('range'), whole(0), b'J\xff\xff\xff\x7f', whole(1)), b'N')
     yield 'a text', b'\x8d' + (2**40).to_bytes(8, 'little')
     yield 'a fraction', own('_value', text('Fraction'), text('1e999999999'), whole(1))
-    yield 'copies', b'C\xff' + bytes(255) + b'q\x01' + b']' + b'(' + b'(h\x01tR'.join([glob(OWN, '_storage')] * 10) + b'e'
+    yield 'copies', (b'C\xff' + bytes(255) + b'q\x01' + b']' + b'('
+                     + b'(h\x01tR'.join([glob(OWN, '_storage')] * 10) + b'e')
     yield 'empty sets', b'](' + b'\x8f' * 300_000 + b'e'
     yield 'deep', b']' * 200_000 + b'a' * 199_999
-    yield 'a key that takes for ever', b'K\x01' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(60)) \
+    yield 'a key that takes for ever', b'K\x01' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86'
+                                                           for i in range(60)) \
         + b'}' + b'q\xff' + b'0' + b'h\xff' + b'h\x3b' + b'K\x01s'
     yield 'a deep key', b'}' + b')' + b'\x85' * 200_000 + b'K\x01s'
 
@@ -163,8 +167,10 @@ def test_a_compressed_archive_is_refused(tmp_path):
 
 # Parts that are wrong
 
-WRONG = [('epoch', -5), ('epoch', 1.5), ('done', -1), ('status', 'evil'), ('status', None), ('train_iter', 'x'), ('rows', 7),
-         ('processes', []), ('processes', [dict(random=7)]), ('model', None), ('work', []), ('logs', [-1]), ('pct_train', None)]
+WRONG = [('epoch', -5), ('epoch', 1.5), ('done', -1), ('status', 'evil'), ('status', None), ('train_iter', 'x'),
+         ('rows', 7),
+         ('processes', []), ('processes', [dict(random=7)]), ('model', None), ('work', []), ('logs', [-1]),
+         ('pct_train', None)]
 
 @pytest.mark.parametrize('name, value', WRONG)
 def test_a_wrong_part_is_named(tmp_path, genuine, name, value):
@@ -179,7 +185,8 @@ def test_a_missing_part_is_named(tmp_path, genuine, name):
     with pytest.raises(ValueError, match=f"run1.cycle lacks '{name}'.*Move it away"):
         learner(tmp_path).fit_one_cycle(2, .05, checkpoint='run1')
 
-@pytest.mark.parametrize('change', [lambda m: m.pop('weights'), lambda m: m['weights'].popitem(), lambda m: m.update(opt={}),
+@pytest.mark.parametrize('change', [lambda m: m.pop('weights'), lambda m: m['weights'].popitem(),
+                                    lambda m: m.update(opt={}),
                                     lambda m: m.update(grads=7), lambda m: m['opt'].update(hypers=[7])])
 def test_wrong_weights_are_refused_in_words(tmp_path, genuine, change):
     model = {name: part.copy() if isinstance(part, dict) else part for name, part in genuine['model'].items()}
@@ -194,7 +201,8 @@ def test_objects_are_named_in_their_own_reader():
     standing, other, objects = Standing(), Standing(), [Mine(), Mine()]
     for each, obj in zip((standing, other), objects): each.add(obj, 'mine')
     content = dump([objects[0]], standing, Parts({}))
-    assert load(content, standing, Parts({}))[0][0] is objects[0] and load(content, other, Parts({}))[0][0] is objects[1]
+    assert load(content, standing, Parts({}))[0][0] is objects[0] and load(content, other,
+                                                                           Parts({}))[0][0] is objects[1]
 
 def test_the_attacks_are_attacks(tmp_path):
     "Python's own reader does what they ask for."

@@ -1,8 +1,8 @@
 """Where a training is in its data, and the way back there"""
 
-# A run that resumes within an epoch trains on the batches that are left, and on no others. A loader that can save itself, like
-# torchdata's `StatefulDataLoader`, returns to its position. From another, the batches that were trained are drawn again, with
-# the random states with which the pass over the data began, and dropped.
+# A run that resumes within an epoch trains on the batches that are left, and on no others. A loader that can save
+# itself, like torchdata's `StatefulDataLoader`, returns to its position. From another, the batches that were trained
+# are drawn again, with the random states with which the pass over the data began, and dropped.
 
 from collections.abc import Iterable
 from typing import Any
@@ -121,7 +121,7 @@ class EpochPosition:
             warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
                  'persistent_workers=True: their random draws differ after a crash')
         if state and state['told'] is not None and n_workers(self.learn.dls.train):
-            warn(f'Checkpoint {name!r} does not restore random states inside the workers of a data loader that tells its '
+            warn(f'Checkpoint {name!r} does not restore random states in the workers of a data loader that tells its '
                  'own position: random draws there, such as those of an augmentation, will differ in this epoch')
 
 class StreamPosition(EpochPosition):

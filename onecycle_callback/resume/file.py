@@ -1,7 +1,8 @@
 """The file of a checkpoint: written in one step, read without running code, and locked by the process that trains"""
 
-# The new file is written beside the old one, flushed to the disk, and renamed, which is one step for the file system: whoever
-# opens the file sees the old one or the new one. A checksum of all bytes ends it, which `torch.load` doesn't mind.
+# The new file is written beside the old one, flushed to the disk, and renamed, which is one step for the file system:
+# whoever opens the file sees the old one or the new one. A checksum of all bytes ends it, which `torch.load` doesn't
+# mind.
 
 import os
 import pickle
@@ -93,7 +94,8 @@ def _without_torch_checksums():
     finally: torch.serialization.set_crc32_options(before)
 
 # By name: what an outer level may hold besides dictionaries, lists, tuples, numbers and text. A storage has a class
-_DTYPES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStorage=torch.float16, BoolStorage=torch.bool,
+_DTYPES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStorage=torch.float16,
+               BoolStorage=torch.bool,
                BFloat16Storage=torch.bfloat16, LongStorage=torch.int64, IntStorage=torch.int32,
                ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8, UntypedStorage=torch.uint8,
                ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128)
@@ -111,7 +113,8 @@ class _PlainPickler(pickle.Pickler):
         raise CannotStore(f'a {full_name(type(obj))}')
 
     def _tensor(self, t):
-        if t.layout not in (torch.strided, torch.sparse_coo) or t.is_quantized: raise CannotStore(f'a tensor of {t.layout}')
+        if t.layout not in (torch.strided, torch.sparse_coo) or t.is_quantized:
+            raise CannotStore(f'a tensor of {t.layout}')
         bare = t.detach()
         return torch.Tensor.__reduce_ex__(bare if type(bare) is torch.Tensor else bare.as_subclass(torch.Tensor), 2)
 
@@ -238,7 +241,8 @@ def read_state(
         what = 'damaged or was made by something else' if content else 'empty'
         raise refused(path, f'cannot be read, because it is {what}') from e
     if reader.unknown:
-        raise refused(path, f'holds {", ".join(dict.fromkeys(reader.unknown))}, which no checkpoint does. None of its code was run')
+        unknown = ', '.join(dict.fromkeys(reader.unknown))
+        raise refused(path, f'holds {unknown}, which no checkpoint does. None of its code was run')
     found = state.get('format') if isinstance(state, dict) else None
     if found == FILE_FORMAT and not has_checksum: raise refused(path, 'cannot be read, because its end is missing')
     if found == FILE_FORMAT: return _checked(state, path)
@@ -300,8 +304,8 @@ def _stamp(path):
 class RunLock:
     """The right to train the run of one checkpoint file, held by one process at a time.
 
-    The operating system releases the lock when the process ends, however that happens. Who holds it is written to a file
-    beside it, since Windows lets nobody read a locked one. Where there are no locks, a run trains without one."""
+    The operating system releases the lock when the process ends, however that happens. Who holds it is written to a
+    file beside it, since Windows lets nobody read a locked one. Where there are no locks, a run trains without one."""
     def __init__(self,
         file:Path # The checkpoint file; neither it nor its folder need exist
     ):

@@ -74,7 +74,8 @@ def _loss_tensors_as_text(loss):
 def _opt_as_text(opt, wd):
     "Return the settings of each parameter group that neither the cycle nor the fit sets."
     adapter = OptAdapter(opt)
-    set_by_fit = {'params', 'lr', 'initial_lr', 'mom', 'momentum'} | ({'wd', 'weight_decay'} if wd is not None else set())
+    set_by_fit = {'params', 'lr', 'initial_lr', 'mom',
+                  'momentum'} | ({'wd', 'weight_decay'} if wd is not None else set())
     settings = {name: _as_text(getattr(opt, name)) for name in ('k', 'alpha') if name in vars(opt)}     # of `Lookahead`
     for i, group in enumerate(adapter.groups):
         settings |= {f'{name} of group {i}': _as_text(value[1:] if name == 'betas' else value)
@@ -113,7 +114,8 @@ def run_fingerprint(
     fine_tune:str|None=None # The arguments of the `fine_tune` that this cycle is a part of
 ) -> dict: # Text by name, and dictionaries of text: `schedule`, `model`, `layers`, `opt`, `loss_tensors`
     "Return everything that must be the same for a run to be resumed."
-    schedule, timed, model, loaders = plan.schedule, hasattr(plan, 'minutes'), get_model(learn.model), [*learn.dls.loaders]
+    schedule, timed, model, loaders = plan.schedule, hasattr(plan,
+                                                             'minutes'), get_model(learn.model), [*learn.dls.loaders]
     values = dict(
         cycle_len=None if timed else plan.n_epoch, minutes=plan.minutes if timed else None, start_epoch=epochs.start,
         stop_epoch=None if timed or epochs.stop == plan.n_epoch else epochs.stop,
@@ -140,7 +142,8 @@ def _line(name, old, new): return f'{name}: {old} in the file, {new} now'
 def _inner_lines(name, old, new):
     "Return a line for each of the first three differences of two dictionaries, and how many more there are."
     is_same = _is_same if name == 'schedule' else str.__eq__
-    names = [*old, *new.keys() - old.keys()] if name != 'opt' else [*old.keys() & new.keys()]     # each torch has others
+    # Each torch has others
+    names = [*old, *new.keys() - old.keys()] if name != 'opt' else [*old.keys() & new.keys()]
     pairs = {each: (old.get(each, 'nothing'), new.get(each, 'nothing')) for each in names}
     lines = [_line(f'{name} {each}', *pair) for each, pair in pairs.items() if not is_same(*pair)]
     return lines[:3] + ([f'{len(lines) - 3} more of {name}'] if len(lines) > 3 else [])
@@ -162,7 +165,7 @@ def fingerprint_differences(
     current:dict, # The fingerprint of the run that wants to resume
     but=() # Names of what is not compared
 ) -> dict: # Lines of text for each name at which they differ
-    "Return what differs between two fingerprints, by name; the LRs only if nothing else does, since they follow from it."
+    "Return what differs between two fingerprints, by name; the LRs only if nothing else does, as they follow from it."
     differences = layout_differences(saved, {k: v for k, v in current.items() if k not in {'workers', *but}})
     others = {name: lines for name, lines in differences.items() if name != 'schedule'}
     return others or differences

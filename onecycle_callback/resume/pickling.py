@@ -1,15 +1,16 @@
 """The objects of a training as a pickle, whose reader builds nothing but what the training itself uses"""
 
-# A pickle is a program: its opcodes name functions and call them. A file may come from a stranger, so the reader here knows
-# few opcodes, and a single one that calls, `REDUCE`. All that it can call are the functions of this module marked
-# `@in_file`: a name in a file leads to one of them or to nothing. The writer turns every object into calls of these functions.
+# A pickle is a program: its opcodes name functions and call them. A file may come from a stranger, so the reader here
+# knows few opcodes, and a single one that calls, `REDUCE`. All that it can call are the functions of this module marked
+# `@in_file`: a name in a file leads to one of them or to nothing. The writer turns every object into calls of these
+# functions.
 #
 # What stands in a training when it begins has a name: it is written as this name, and where its content may change, its
 # content is filled in. So a list of the model's parameters is a list of the live ones again. An object is built only if
 # another one of its class stands there, and without calling its `__init__`, unless its class says that this is the way.
 #
-# Reading changes nothing yet: `Reader.fill` does, after everything was read. And it takes no more memory than a small multiple
-# of what there is to read, whatever sizes that claims.
+# Reading changes nothing yet: `Reader.fill` does, after everything was read. And it takes no more memory than a small
+# multiple of what there is to read, whatever sizes that claims.
 
 import datetime
 import gc
@@ -102,7 +103,7 @@ def _new(reader, name, cls, *args):
 
 @in_file
 def _called(reader, name, cls, *args):
-    "Return the object of this name, or a new one, whose class says by a `__reduce__` of its own that it is made by a call."
+    "Return the object of this name, or a new one, whose class says by an own `__reduce__` that a call makes it."
     if type(found := reader.objects.get(name and _is(str, name))) is cls: return found
     can_call = reader.standing.may_build(cls) and _says_how(cls)
     return reader.made(cls(*args)) if can_call else reader.missing(full_name(cls))
@@ -139,7 +140,8 @@ def memory_of(
     content # Bytes
 ) -> torch.Tensor:
     "Return a copy of `content` in the memory of a tensor of bytes."
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if len(content) else torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content),
+                            dtype=torch.uint8) if len(content) else torch.empty(0, dtype=torch.uint8)
 
 @in_file
 def _tensor(reader, storage, dtype, size, stride, offset, device, cls=torch.Tensor, requires_grad=False):
@@ -192,7 +194,8 @@ def _generator(reader, name, kind, state):
     "Return the random generator of this name, which will be set, or a new one."
     generator = reader.objects.get(name)
     if not isinstance(generator, _GENERATORS):
-        generator = torch.Generator() if kind == 'torch' else _NUMPY_KINDS[kind](_BIT_GENERATORS[state['bit_generator']]())
+        if kind == 'torch': generator = torch.Generator()
+        else: generator = _NUMPY_KINDS[kind](_BIT_GENERATORS[state['bit_generator']]())
     reader.fills.append(lambda: _set_generator(generator, state))
     return generator
 
@@ -247,8 +250,8 @@ def _python_generator(state):
     generator.setstate(state)
     return generator
 
-# The values that every training may use: how each is taken apart, and put together. What takes a number as a size is left
-# out, or is given something that lies in the file already
+# The values that every training may use: how each is taken apart, and put together. What takes a number as a size is
+# left out, or is given something that lies in the file already
 _PLAIN = {int, float, bool, str, bytes, tuple, list, dict, type(None), datetime.timedelta, datetime.timezone}
 _VALUES:dict[type, tuple[Callable, Callable]] = {
     complex: (lambda c: (c.real, c.imag), complex),
@@ -541,7 +544,8 @@ class Writer(pickle.Pickler):
         return self._array(t) if isinstance(t, np.ndarray) else self._tensor(t, name)
 
     def _array(self, a):
-        if type(a) is not np.ndarray or a.dtype.hasobject or not a.dtype.itemsize: raise CannotStore(f'an array of {a.dtype}')
+        if type(a) is not np.ndarray or a.dtype.hasobject or not a.dtype.itemsize:
+            raise CannotStore(f'an array of {a.dtype}')
         if self.is_digest: return _standing, ('',)
         is_fortran = a.flags.f_contiguous and not a.flags.c_contiguous
         return _array, (dtype_to_descr(a.dtype), a.shape, is_fortran, a.tobytes('F' if is_fortran else 'C'))
@@ -556,7 +560,7 @@ class Writer(pickle.Pickler):
         return (_filled, (name, _Made(made[0], made[1][:-2]))) if name else made
 
     def _content(self, t):
-        "Return how to make a tensor. Its memory is written once if others share it, and only its own part if not all is used."
+        "Return how to make a tensor. Its memory is written once if others share it, and only the part that is used."
         bare = t.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
         if bare.untyped_storage().nbytes() != bare.nbytes: bare = bare.contiguous().clone()
         key, storage = bare.untyped_storage().data_ptr(), bare.untyped_storage()
@@ -593,7 +597,8 @@ class Reader(pickle._Unpickler):
         super().__init__(BytesIO(content))
         self.standing, self.fills, self.unknown = standing, list[Callable](), list[str]()
         constants = {constant.name: constant.ref() for constant in standing.constants.values()}
-        self.objects = standing.objects | {name: obj for name, obj in constants.items() if obj is not None} | parts.objects
+        self.objects = standing.objects | {name: obj for name,
+                                           obj in constants.items() if obj is not None} | parts.objects
         self._fillable = {id(obj) for obj in standing.objects.values() if not isinstance(obj, (type, *_FUNCTIONS))}
         self._made:dict[int, Any] = {}     # by id, which stays theirs
         self._left = 10 * len(content) + _SLACK
@@ -621,7 +626,8 @@ class Reader(pickle._Unpickler):
 
     def find_class(self, module, name):
         "Return what a file may call by this name; nothing is imported."
-        f = _in_file.get(name) if module == __name__ else bytearray if (module, name) == ('builtins', 'bytearray') else None
+        f = _in_file.get(name) if module == __name__ else bytearray if (module,
+                                                                        name) == ('builtins', 'bytearray') else None
         if f is bytearray: return _Call(lambda reader, content: bytearray(memoryview(content)))     # not of a number
         return self.missing(f'{module}.{name}') if f is None else _Call(f)
 
@@ -674,7 +680,7 @@ class Reader(pickle._Unpickler):
     def _set_all(self): self._set_items(self.pop_mark())
 
     def _floats(self):
-        "Read all numbers that follow one another, as in a list: a hundred thousand of them take a moment instead of a second."
+        "Read all numbers that follow one another, as in a list: a hundred thousand take a moment instead of a second."
         self.load_binfloat()
         frame = self._unframer.current_frame
         if frame is None: return
@@ -722,7 +728,7 @@ def digest(
     standing:Standing, # What stood in the training at its beginning
     parts:Parts, # What is stored elsewhere
     learning:str='' # Note what is met as standing there, under names that begin so
-) -> tuple[bytes, bool]: # Bytes that differ if `value` does, but for tensors; and whether it holds tensors or generators
+) -> tuple[bytes, bool]: # Bytes that differ if `value` does, but for tensors; whether it holds tensors or generators
     "Tell whether `value` has changed; raises `CannotStore`, or what pickling raises, if it can't be stored."
     writer = Writer(file := BytesIO(), standing, parts, learning, is_digest=True)
     writer.dump(value)
@@ -739,7 +745,7 @@ def dump(
 
 @contextmanager
 def _uncollected():
-    "Let Python look for no garbage during this context: among a hundred thousand new tensors that takes a second and more."
+    "Let Python look for no garbage during this context: among a hundred thousand new tensors it takes a second."
     was_enabled = gc.isenabled()
     gc.disable()
     try: yield

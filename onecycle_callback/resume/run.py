@@ -1,7 +1,8 @@
 """One run of a cycle and its file: what was found there, and how far it got"""
 
-# `CycleCheckpoint` is what a user configures; each fit opens it and gets a `ResumableRun`, a callback that resumes from the file
-# and saves how far training gets. It acts after every other callback, so it saves the state that they leave behind.
+# `CycleCheckpoint` is what a user configures; each fit opens it and gets a `ResumableRun`, a callback that resumes from
+# the file and saves how far training gets. It acts after every other callback, so it saves the state that they leave
+# behind.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,8 @@ from .state import (RANDOM_STATES, in_memory, loader_states, model_state, number
 
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
 
-# How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the file
-# stays as it is; it is complete
+# How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the
+# file stays as it is; it is complete
 TRAINING, STOPPING, STOPPED, COMPLETE = 'training', 'stopping', 'stopped', 'complete'
 
 class ResumableRun(OneFitCallback):
@@ -61,7 +62,8 @@ class ResumableRun(OneFitCallback):
         self._warned:set[str] = set()
         self._position:Any = None if saved is None else (saved['epoch'], saved['done'])     # of the file
         self._thread = ThreadPoolExecutor(1)
-        self._pending:tuple|None = None     # the position of the save that goes on in the thread, and how to wait for it
+        # The position of the save that goes on in the thread, and how to wait for it
+        self._pending:tuple|None = None
         self._objects:Any = None
         self._loaders:Any = None
         self._data:Any = None     # the position in the training data
@@ -106,7 +108,7 @@ class ResumableRun(OneFitCallback):
 
     @contextmanager
     def _kept(self, reset_opt):
-        "Put back what the fit has put in another's place, unless it is complete: the same call has to find the same run."
+        "Put back what the fit has put in another's place, unless it is complete: the same call must find the same run."
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
         attributes = {name: vars(learn)[name] for name in ('loss_func', 'dls', 'opt')}
@@ -117,7 +119,8 @@ class ResumableRun(OneFitCallback):
             if self.state != COMPLETE:
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
-                for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings): group.update(values)
+                for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
+                    group.update(values)
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."
@@ -173,7 +176,8 @@ class ResumableRun(OneFitCallback):
         "Return what each process has of its own: weights and optimizer are the same everywhere."
         return dict(random=pack(random_states(self._loaders)), carried=self._objects.save(),
                     data=pack(self._data.state(n_done)),
-                    removed=[name for name, cb in self._callbacks.items() if all(cb is not each for each in self.learn.cbs)])
+                    removed=[name for name,
+                             cb in self._callbacks.items() if all(cb is not each for each in self.learn.cbs)])
 
     def _fits(self):
         "Return whether a new training can load this one's weights and optimizer; warn once if not."
@@ -183,9 +187,10 @@ class ResumableRun(OneFitCallback):
         if differences and 'layout' not in self._warned:
             self._warned.add('layout')
             lines = '; '.join(line for lines in differences.values() for line in lines)
-            warn(f'Checkpoint {self.checkpoint.name!r} cannot be saved from here on, since a new Learner could not load it '
-                 f'({lines.replace("in the file", "at the beginning")}). Training continues; the same call resumes it in '
-                 'epoch {}, batch {}'.format(*self._position))
+            lines = lines.replace('in the file', 'at the beginning')
+            epoch, batch = self._position
+            warn(f'Checkpoint {self.checkpoint.name!r} cannot be saved from here on, since a new Learner could not '
+                 f'load it ({lines}). Training continues; the same call resumes it in epoch {epoch}, batch {batch}')
         return not differences
 
     def _save(self, epoch, n_done, status='running', must_succeed=False, in_background=False):
@@ -209,8 +214,9 @@ class ResumableRun(OneFitCallback):
             write()
             self._position = position
         except (OSError, RuntimeError, CannotStore) as e:
-            if must_succeed: raise OSError(f'checkpoint {self.checkpoint.name!r} cannot be written to {self.file}: {e}') from e
-            warn(f'Checkpoint {self.checkpoint.name!r} could not be saved at epoch {position[0]}, batch {position[1]}: {e}. '
+            if must_succeed:
+                raise OSError(f'checkpoint {self.checkpoint.name!r} cannot be written to {self.file}: {e}') from e
+            warn(f'Checkpoint {self.checkpoint.name!r} could not be saved at epoch {position[0]}, batch {position[1]}: '
                  'Training continues; the last file that was saved is kept')
 
     def _wait_for_write(self):
@@ -260,7 +266,8 @@ class ResumableRun(OneFitCallback):
         is_last = learn.epoch + 1 == self.epochs.stop
         is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
         self.state = STOPPING
-        stoppers = [cb] if isinstance(cb, _COMPLETE_THE_CYCLE) or not is_in_order else [cb, *self._finish_event(cb, event)]
+        stoppers = [cb] if isinstance(cb,
+                                      _COMPLETE_THE_CYCLE) or not is_in_order else [cb, *self._finish_event(cb, event)]
         self.state = COMPLETE
         if any(isinstance(stopper, _COMPLETE_THE_CYCLE) for stopper in stoppers):
             self._status = f'complete, ended early in epoch {learn.epoch}'
@@ -320,7 +327,9 @@ class ResumableRun(OneFitCallback):
         "Restore the training; warn of state that no object here uses."
         with self._refusing():
             problems, unused = self._objects.restore(self._own['carried'])
-            if unused: warn(f"Checkpoint {self.checkpoint.name!r} has state for {', '.join(unused)}, which this fit doesn't use")
+            if unused:
+                warn(f"Checkpoint {self.checkpoint.name!r} has state for {', '.join(unused)}, "
+                     "which this fit doesn't use")
             set_model_state(self.learn, self.saved['model'])
             self._data.restore(self._own['data'])
             problems += self._restore_position()

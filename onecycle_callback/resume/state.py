@@ -1,8 +1,8 @@
 """What a training remembers: weights, optimizer, what objects hold besides a `state_dict`, and random states"""
 
-# Weights alone resume nothing as if nothing had happened: the order of the next shuffle, the next dropout mask, the best loss
-# that a callback has seen lie elsewhere. An attribute that a training hasn't changed is a *setting*, such as a `patience`: if
-# it is another one when the run resumes, that is what the user wants. Everything else is restored.
+# Weights alone resume nothing as if nothing had happened: the order of the next shuffle, the next dropout mask, the
+# best loss that a callback has seen lie elsewhere. An attribute that a training hasn't changed is a *setting*, such as
+# a `patience`: if it is another one when the run resumes, that is what the user wants. Everything else is restored.
 
 import io
 import random
@@ -58,7 +58,8 @@ def model_state(
     learn # The `Learner`, with an optimizer
 ) -> dict: # Plain values and tensors
     "Return the weights, the gradients, the optimizer's state, and the loss scale of mixed precision."
-    weights, scaler, parameters = get_model(learn.model).state_dict(), getattr(learn, 'scaler', None), _parameters(learn)
+    weights, scaler, parameters = get_model(learn.model).state_dict(), getattr(learn, 'scaler',
+                                                                               None), _parameters(learn)
     lazy = [name for name, value in weights.items() if is_lazy(value)]     # the first batch will make them
     for name in lazy: del weights[name]
     return dict(weights=weights, others=[p.data for p in other_parameters(learn)], opt=_plain(learn.opt.state_dict()),
@@ -103,7 +104,8 @@ def set_model_state(
     model.load_state_dict(state['weights'], strict=not any(map(is_lazy, model.parameters())))
     for p, value in zip(others, state['others']): p.data.copy_(value)
     for p, trained, grad in zip(_parameters(learn), state['trained'], state['grads']):
-        if p.requires_grad != trained: p.requires_grad_(trained)     # which a layer that isn't initialised doesn't allow
+        if p.requires_grad != trained:
+            p.requires_grad_(trained)     # which a layer that isn't initialised doesn't allow
         p.grad = None if grad is None else torch.zeros_like(p) if grad is False else grad.to(p.device)
     _load_optimizer(learn.opt, deepcopy(state['opt']))     # an optimizer keeps what it is given
     if state['scaler'] is not None and scaler is not None: scaler.load_state_dict(state['scaler'])
@@ -154,7 +156,8 @@ def _filled(old, new, done):
     else: return new
     return old
 
-_taken_part:weakref.WeakValueDictionary = weakref.WeakValueDictionary()     # the objects of all fits of this process, by id
+# The objects of all fits of this process, by id
+_taken_part:weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 def has_taken_part(
     obj # Any object
@@ -240,7 +243,8 @@ class ObjectStates:
     def _made_together(self, label, attributes, lost):
         """Return the names of the objects that were made on the way like one that is lost, such as a head beside its
         optimizer: with a half of them no training goes on, so they start over too."""
-        def was_made(name, value): return hasattr(value, '__dict__') and self._initial[label].get(name, (None,))[0] is None
+        def was_made(name, value):
+            return hasattr(value, '__dict__') and self._initial[label].get(name, (None,))[0] is None
         current = self._attributes(label)
         is_half = any(was_made(name, current[name]) and f'{label}.{name}' in self.lost for name in lost)
         return [name for name in attributes if is_half and was_made(name, current[name])]
@@ -261,7 +265,8 @@ class ObjectStates:
         parts, done, problems = Parts(self.parts()), dict[int, tuple](), list[str]()
         states, reader = load(content, self.standing, parts)
         missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
-        if missing or not all(type(state) is dict for state in states.values()): raise Refused(f'a part is missing: {missing}')
+        if missing or not all(type(state) is dict for state in states.values()):
+            raise Refused(f'a part is missing: {missing}')
         reader.fill()
         def problem(value):
             "Return why a value can't be restored: something in it is missing."
@@ -356,7 +361,9 @@ def object_states(
 ) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
-    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb, OneCycle))     # it starts the record that others look at
+    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb,
+                                                                # It starts the record that others look at
+                                                                OneCycle))
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()

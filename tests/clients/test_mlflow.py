@@ -13,7 +13,8 @@ def of_datasets(path):
     set_seed(0)
     dls = DataLoaders.from_dsets(dataset(48), dataset(8), bs=4, device='cpu', num_workers=0, path=path)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
-    return Learner(dls, model, loss_func=nn.MSELoss(), path=path, splitter=lambda m: [list(layer.parameters()) for layer in m])
+    return Learner(dls, model, loss_func=nn.MSELoss(), path=path,
+                   splitter=lambda m: [list(layer.parameters()) for layer in m])
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -37,7 +38,8 @@ def test_a_cycle(run):
     assert spy.seen_lrs == plan.lrs.tolist() and len(spy.seen_lrs) == 48
     assert numbers(logged.params['lr_init']) == pytest.approx(plan.lrs[0], rel=1e-6)
     assert numbers(logged.params['lr_max']) == pytest.approx([1e-2, 1e-1], rel=1e-2)
-    assert numbers(logged.params['mom_init']) == [.95] and numbers(logged.params['mom_min'])[0] == pytest.approx(.85, abs=1e-3)
+    assert numbers(logged.params['mom_init']) == [.95]
+    assert numbers(logged.params['mom_min'])[0] == pytest.approx(.85, abs=1e-3)
     assert logged.metrics['train_loss'] == pytest.approx(learn.recorder.values[-1][0], rel=1e-6)
 
 def test_fine_tune(run):

@@ -1,7 +1,7 @@
 """TensorBoard and wandb log what a cycle trains with, and Optuna prunes it.
 
-fastai 2.8.12's `WandbCallback` fails with `vars() argument must have __dict__ attribute` where it formats the settings of a
-Learner, with or without this package. That step is left out; what it would be given is tested."""
+fastai 2.8.12's `WandbCallback` fails with `vars() argument must have __dict__ attribute` where it formats the settings
+of a Learner, with or without this package. That step is left out; what it would be given is tested."""
 import pytest
 pytest.importorskip('wandb', reason="wandb is not installed: nox -s 'clients(wandb)' runs this")
 
@@ -56,7 +56,8 @@ def test_optuna_prunes():
         learn.fit_one_cycle(4, max_lr, cbs=FastAIPruningCallback(trial))
         return learn.recorder.values[-1][1]
     study = optuna.create_study(pruner=Pruner())
-    with pytest.warns(UserWarning, match='The cycle was stopped early in epoch 1 of 4'): study.optimize(objective, n_trials=2)
+    with pytest.warns(UserWarning, match='The cycle was stopped early in epoch 1 of 4'):
+        study.optimize(objective, n_trials=2)
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.PRUNED] * 2
     assert len(learn.recorder.hps['lr']) == 24 and learn.opt.hypers[0]['mom'] == .9
     assert not hasattr(learn, 'param_scheduler')

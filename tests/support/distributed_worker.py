@@ -134,7 +134,8 @@ class Kill(Callback):
     def after_batch(self):
         if not self.training or self.train_iter != self.at: return
         run = self.learn.resumable_run
-        while read_state(read_file(run.file), run.file)['train_iter'] < self.at - self.at % run.checkpoint.every: sleep(.01)
+        while read_state(read_file(run.file), run.file)['train_iter'] < self.at - self.at % run.checkpoint.every:
+            sleep(.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 def long_cycle(folder, checkpoint=None, cbs=None):
@@ -169,7 +170,9 @@ def timed_cycle(folder, cbs=None, **kwargs):
     "Train 1.2 s by clocks that differ: 10 ms per batch and 30 ms per validation on rank 0, twice as much on rank 1."
     set_seed(0)
     time, spy, factor = Time(), Seen(), 1 + rank_distrib()
-    position.perf_counter, callback.TimePosition, made = time, lambda *args: made.append(CountsReads(*args)) or made[-1], []
+    made:list = []
+    position.perf_counter = time
+    callback.TimePosition = lambda *args: made.append(CountsReads(*args)) or made[-1]
     learn = stream_learner(DataLoader(dataset(96), bs=4, shuffle=True), path=folder)
     with learn.distrib_ctx(**CPU):
         learn.fit_one_cycle(max_lr=1e-2, minutes=.02, cbs=[spy, Passes(time, .01 * factor, .03 * factor), *L(cbs)],
