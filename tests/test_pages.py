@@ -2,7 +2,6 @@
 import re
 import subprocess
 import sys
-from functools import partial
 from itertools import count
 
 import matplotlib.pyplot as plt
@@ -13,7 +12,7 @@ import torch
 from docs.bridge import options
 from support.helpers import ROOT, fork_script
 from support.interrupted import learner
-from onecycle_callback import clock
+from onecycle_callback import position
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,7 @@ def test_the_visible_code_of_a_page_runs_alone(page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
     monkeypatch.setattr(subprocess, 'run', run_forked)
     seconds = count(step=10)     # half an hour is 180 looks at the clock
-    monkeypatch.setattr(clock, 'Clock', partial(clock.Clock, time=lambda: next(seconds)))
+    monkeypatch.setattr(position, 'perf_counter', lambda: next(seconds))
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     try:
         with plt.rc_context(): run(shown(page), page.name)
