@@ -368,8 +368,8 @@ class TimePosition:
         before = self.fractions[self.k - 1]
         self.used, self.seconds, left, n_ahead, self.is_last = from_rank_0(partial(self._estimate, starts_epoch))
         if starts_epoch: self.n_in_epoch, self.ended = 0, None
-        steps = np.arange(1, n_ahead + 1) / left
-        self.fractions = [1.] if left < 1.5 and self.n else (before + (1 - before) * steps).tolist()
+        if left < 1.5 and self.n: self.fractions = [1.]
+        else: self.fractions = (before + (1 - before) * np.arange(1, n_ahead + 1) / left).tolist()
         self.k, self._deadline = 0, self.used + SYNC_SECONDS
         self._compute()
 
