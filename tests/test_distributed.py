@@ -161,7 +161,7 @@ def test_the_clock_is_not_read_at_every_batch(jobs):
 
 @pytest.mark.slow
 def test_processes_resume_with_the_time_that_is_left(jobs):
-    assert jobs['timed_resumed'][0]['reads'][0] == 45     # the batches of before
+    assert 45 <= jobs['timed_resumed'][0]['reads'][0] < 45 + 16     # where the steps that rank 0 had told are used up
     assert_timed(jobs['timed_resumed'], 1.2 - .45 - 3 * .03)
 
 @pytest.mark.slow
