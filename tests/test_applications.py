@@ -1,4 +1,5 @@
 """Learners of fastai's applications: a cycle and `fine_tune` as planned, drawn, exported and loaded again."""
+import numpy as np
 import pytest
 import torch
 from fastai.learner import load_learner
@@ -24,14 +25,15 @@ class Both(Spy):
     def before_fit(self):
         if not hasattr(self, 'seen_lrs'): super().before_fit()
 
-def check(learn, spy, plan):
-    "Check that `learn` trained its last batches with `plan`, to the last bit, in every group, and can draw it."
-    n = len(plan)
+def check(learn, spy, *plans):
+    "Check that `learn` trained its last batches with the last of `plans`, in every group, and can draw all of them."
+    plan, n = plans[-1], len(plans[-1])
     assert n > 30 and spy.seen_lrs[-n:] == plan.lrs.tolist()
     assert spy.seen_moms[-n:] == [[m] * plan.n_groups for m in plan.moms.tolist()]
-    assert learn.recorder.hps == dict(lr=plan.lrs[:, -1].tolist(), mom=plan.moms.tolist())
-    for ax, values in zip(learn.recorder.plot_lr(show_moms=True), (plan.lrs[:, -1], plan.moms)):
-        assert values.tolist() in [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata()) == n]
+    lrs, moms = (np.concatenate(values).tolist() for values in zip(*[(p.lrs[:, -1], p.moms) for p in plans]))
+    assert learn.recorder.hps == dict(lr=lrs, mom=moms)
+    for ax, values in zip(learn.recorder.plot_lr(show_moms=True), (lrs, moms)):
+        assert values in [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata()) == len(values)]
     learn.recorder.plot_sched()
 
 @every
@@ -53,7 +55,7 @@ def test_fine_tune_and_export(make, tmp_path):
     whole = learn.preview_one_cycle(3, slice(1e-5, 1e-3), div=5., final_div=1e5)
     learn.fine_tune(3, freeze_epochs=2, cbs=spy)
     assert spy.seen_lrs[:len(frozen)] == frozen.lrs.tolist() and len(spy.seen_lrs) == len(frozen) + len(whole)
-    check(learn, spy, whole)
+    check(learn, spy, frozen, whole)
     learn.export(tmp_path/'export.pkl')
     loaded = load_learner(tmp_path/'export.pkl')
     for event in ('before_fit', 'before_epoch', 'before_train'): loaded.recorder(event)      # outside a fit

@@ -20,9 +20,11 @@ def data(n_batch=12, bs=8):
     return list(zip(x, x.sum(1, keepdim=True)))
 
 def trained_as_planned(learn, spy, n):
-    "Check that the last fit's first `n` batches trained with the values of its plan, and that momentum is restored."
+    """Check that the last fit's first `n` batches trained with the values of its plan, and that momentum is restored.
+
+    The record also holds the frozen cycle of a `fine_tune`."""
     plan = learn.recorder.plan
-    assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'] == plan.lrs[:n, -1].tolist()
+    assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'][-n:] == plan.lrs[:n, -1].tolist()
     assert {momentum(g) for g in groups_of(learn.opt)} == {.9}
     return plan
 

@@ -13,8 +13,8 @@ from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
 
 from support.helpers import learner
 from onecycle_callback.fastai_internals import (
-    OneFitCallback, cancelled_by, has_persistent_workers, items_of, n_workers, show_epoch, show_no_total,
-    start_clock, wrap_only)
+    OneFitCallback, cancelled_by, has_persistent_workers, items_of, n_workers, show_no_total, start_clock,
+    wrap_only)
 
 def bars(**kwargs): return SimpleNamespace(progress=SimpleNamespace(**kwargs), n_epoch=200)
 
@@ -114,20 +114,11 @@ def test_a_bar_counts_without_a_total(capsys):
     out = capsys.readouterr().out
     assert '[0/7' in out and '[1/?' in out
 
-def test_the_bar_over_the_epochs_ends_with_the_coming_one(capsys):
-    learn = bars(mbar=ConsoleMasterBar(range(200)))
-    start_clock(learn)
-    for epoch in (0, 1):
-        show_epoch(learn, epoch)
-        learn.progress.mbar.update(epoch + 1)
-    assert learn.n_epoch == 2 and learn.progress.mbar.main_bar.total == 2
-
 def test_a_learner_without_bars_is_left_alone():
     learn = SimpleNamespace(n_epoch=3)
     start_clock(learn)
     show_no_total(learn)
-    show_epoch(learn, 7)
-    assert vars(learn) == dict(n_epoch=8)
+    assert vars(learn) == dict(n_epoch=3)
 
 # Loaders, and how fastai divides them among processes
 

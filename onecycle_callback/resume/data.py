@@ -121,8 +121,8 @@ class EpochPosition:
             warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
                  'persistent_workers=True: their random draws differ after a crash')
         if state and state['told'] is not None and n_workers(self.learn.dls.train):
-            warn(f'Checkpoint {name!r} does not restore random states in the workers of a data loader that tells its '
-                 'own position: random draws there, such as those of an augmentation, will differ in this epoch')
+            warn(f'Checkpoint {name!r} does not restore random states inside the workers of a data loader that tells '
+                 'its own position: random draws there, such as those of an augmentation, will differ in this epoch')
 
 class StreamPosition(EpochPosition):
     "The position of a training in a stream, whose passes over the data go on from epoch to epoch."

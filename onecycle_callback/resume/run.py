@@ -217,7 +217,7 @@ class ResumableRun(OneFitCallback):
             if must_succeed:
                 raise OSError(f'checkpoint {self.checkpoint.name!r} cannot be written to {self.file}: {e}') from e
             warn(f'Checkpoint {self.checkpoint.name!r} could not be saved at epoch {position[0]}, batch {position[1]}: '
-                 'Training continues; the last file that was saved is kept')
+                 f'{e}. Training continues; the last file that was saved is kept')
 
     def _wait_for_write(self):
         "Wait for the save that goes on in the background, if there is one."
