@@ -11,6 +11,7 @@ import torch
 from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, OptimWrapper, SGD,
                            accuracy)
 from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
 from torch.nn.utils import prune
@@ -369,3 +370,9 @@ def test_nothing_to_extend(tmp_path, capsys):
     fit(learner(tmp_path), extend=True)
     assert 'is complete, since' in capsys.readouterr().out
     with pytest.raises(ValueError, match='extend must be False'): CycleCheckpoint('run1', restart=True, extend=True)
+
+def test_a_complete_run_has_the_record_of_other_schedulers_too(tmp_path):
+    def wd(): return ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01)))
+    expected = results(fit(learner(tmp_path), wd()))
+    assert {*expected['hps']} == {'lr', 'mom', 'wd'}
+    assert_same(results(fit(learner(tmp_path), wd())), expected)

@@ -280,10 +280,12 @@ class ResumableRun(OneFitCallback):
         if self.state == TRAINING: self.state = STOPPED
 
     def after_fit(self):
-        "Mark the cycle as complete, unless it was stopped early."
-        if self.state == STOPPED: return
-        self._save(self.learn.epoch + 1, 0, status=self._status)
-        self.state = COMPLETE
+        "Note that the cycle is complete, unless it was stopped early."
+        if self.state != STOPPED: self.state = COMPLETE
+
+    def fit_ended(self):
+        "Mark the cycle as complete; by now, all callbacks have put what they recorded on the recorder."
+        if self.state == COMPLETE: self._save(self.learn.epoch + 1, 0, status=self._status)
 
     # Resuming
 
