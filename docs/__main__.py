@@ -57,14 +57,19 @@ def main():
         return 0
     from nbdev.config import get_config
     cfg = get_config()
+    print('Processing the notebooks with nbdev')
     notebooks = processed('index.ipynb' if what else '')
+    print('Writing README.md')
     write_readme(notebooks, cfg)
     if what: return 0
     from sphinx.cmd.build import main as sphinx
     source, out = ROOT / '_site_src', ROOT / '_docs'
     for folder in (source, out): shutil.rmtree(folder, ignore_errors=True)
+    print(f'Building {len(notebooks)} pages with Sphinx')
     write_pages(notebooks, cfg, source)
-    return sphinx([*'-W --keep-going -n -q -E -b html'.split(), '-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'),
-                   str(source), str(out / 'html')])
+    failed = sphinx([*'-W --keep-going -n -q -E -b html'.split(), '-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'),
+                     str(source), str(out / 'html')])
+    print('Failed: see the warnings above' if failed else f'The site is at {out / "html/index.html"}')
+    return failed
 
 if __name__ == '__main__': sys.exit(main())
