@@ -53,7 +53,8 @@ def api_section(name, obj, site, known, level):
     link = f'[source]({source}){{.source-link}}' if source else ''
     table = '' if isinstance(obj, property) else linked(parameter_table(obj))
     table = re.sub(r'^\| (\w+) \|', r'| `\1` |', table, flags=re.M)
-    text = linked(inspect.cleandoc(shown.docs or '')) + (f'\n\n{{.parameters}}\n{table}' if table else '')
+    said, *_ = re.split(r'\n\n(?:Parameters|Examples)\n-+\n', inspect.cleandoc(shown.docs or ''))   # the rest: below
+    text = linked(said) + (f'\n\n{{.parameters}}\n{table}' if table else '')
     anchor = name.lower()
     as_nbdev = '' if anchor.isalnum() else f'<div id="{anchor}"></div>'   # Sphinx's own id only has hyphens
     parts = [as_nbdev, f'({anchor})=', f'{"#" * level} {name}', link, f'```python\n{signature(name, obj, shown)}\n```',

@@ -39,7 +39,7 @@ def add_explorer(app, page, template, context, doctree):
     app.add_js_file('explorer.js', loading_method='defer')
 
 def breakable(html):
-    "Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else within it."
+    "Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else in it."
     def with_breaks(found): return re.sub(r'(?<=\w[_.=/(,:])(?=\w)|(?<=[a-z])(?=[A-Z])', '<wbr/>', found[0])
     def in_code(found): return re.sub(r'(?<=<span class="pre">)[^<]+', with_breaks, found[0])
     return re.sub(r'<table.*?</table>', in_code, html, flags=re.S)
