@@ -28,7 +28,7 @@ from .arguments import (
 from .callback import (
     OneCycle, TimedCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
 from .fastai_internals import warn_user
-from .plot import figure_html, join_frames, join_pictures, plot_hypers
+from .plot import THREE_DIGITS, figure_html, join_frames, join_pictures, plot_hypers
 from .recorder import last_record, put_before
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
@@ -257,7 +257,7 @@ class FineTunePlan:
 
     def _repr_html_(self):
         figure = np.ravel(self.plot())[0].figure
-        return self.table.to_html() + figure_html(figure, 'Learning rate and momentum of every batch of both cycles')
+        return self.table.to_html(float_format=THREE_DIGITS) + figure_html(figure, 'Learning rate and momentum of every batch of both cycles')
 
 @patch
 @accept_fastai_names

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 HYPER_NAMES = dict(lr='learning rate', mom='momentum', wd='weight decay', sqr_mom='squared momentum', eps='epsilon')
 
 MOST_POINTS = 1200   # The default picture is so many pixels wide
+THREE_DIGITS = '{:.3g}'.format
 PREVIEW = (7.6, 3.)   # Width and height in inches of a picture next to a table: its smallest type has 11 pixels
 
 def batches_to_draw(
@@ -180,12 +181,12 @@ def table_html(
     table:pd.DataFrame, # One row per epoch
     row:int # A row to show in any case, with its neighbours
 ) -> str: # An HTML table
-    "Return `table` as HTML; of many rows the first, the last and those around `row`."
-    return _shown(table, row).to_html(na_rep='...')
+    "Return `table` as HTML with three digits; of many rows the first, the last and those around `row`."
+    return _shown(table, row).to_html(na_rep='...', float_format=THREE_DIGITS)
 
 def table_text(
     table:pd.DataFrame, # One row per epoch
     row:int # A row to show in any case, with its neighbours
 ) -> str: # Lines of text
     "Return `table` as text, as `table_html` does."
-    return _shown(table, row).to_string(na_rep='...')
+    return _shown(table, row).to_string(na_rep='...', float_format=THREE_DIGITS)
