@@ -177,7 +177,8 @@ END = 'final_div must be a number of at least 1, or inf to end at 0, got '
     (dict(three_phase=True), dict(pct_start=.7), 'pct_start must be at most 0.5 with three_phase, got 0.7'),
     (dict(anneal=fails), dict(div_factor=2.), 'a &lt; b'), ({}, dict(final_div='0.5'), END + '0.5'),
     ({}, dict(final_div='x'), END + '&#x27;x&#x27;'), ({}, dict(final_div=''), END + '&#x27;&#x27;'),
-    ({}, dict(final_div='nan'), END + 'nan')], ids=str)
+    ({}, dict(final_div='nan'), END + 'nan')],
+    ids=lambda value: value if isinstance(value, str) else ' '.join(value))
 def test_what_cannot_be_trained_says_why_and_recovers(schedule, moved, says):
     explorer = Explorer(plan_of(**schedule))
     first, before = explorer.page.value, {name: explorer.controls[name].value for name in moved}
