@@ -257,7 +257,8 @@ class FineTunePlan:
 
     def _repr_html_(self):
         figure = np.ravel(self.plot())[0].figure
-        return self.table.to_html(float_format=THREE_DIGITS) + figure_html(figure, 'Learning rate and momentum of every batch of both cycles')
+        picture = figure_html(figure, 'Learning rate and momentum of every batch of both cycles')
+        return self.table.to_html(float_format=THREE_DIGITS) + picture
 
 @patch
 @accept_fastai_names

@@ -131,7 +131,7 @@ def test_half_precision_on_a_gpu(opt, to_half):
     learn.model.cuda()
     check(getattr(learn, to_half)())
 
-@row('a step that fp16 skips', WORKS)
+@row('fp16 gradient overflow (skipped step)', WORKS)
 def test_a_skipped_step_keeps_the_cycle_in_place():
     "`MixedPrecision` cancels a step whose gradients overflow; the batches after it train with their own values."
     before, skipped = [], (0, 13, 14)
@@ -248,7 +248,7 @@ ROWS |= {
         (NOTE, 'tests/test_callback.py::test_early_stopping_names_the_lr_as_a_fraction_of_the_peak'),
     'ReduceLROnPlateau': (NOTE, 'tests/test_callback.py::test_plateau_is_named_once'),
     'ShortEpochCallback': (NOTE, 'tests/test_callback.py::test_epochs_cut_short_keep_the_later_ones_in_place'),
-    'ParamScheduler of anything else': (WORKS, 'tests/test_recorder.py::test_alongside_another_scheduler'),
+    'ParamScheduler of other hyper-parameters': (WORKS, 'tests/test_recorder.py::test_alongside_another_scheduler'),
     'ParamScheduler of lr or mom': (REFUSES, 'tests/test_arguments.py::test_arguments_of_the_fit'),
     'a second OneCycle': (REFUSES, 'tests/test_arguments.py::test_two_cycles_at_once'),
     'a callback that sets the LR after the cycle':

@@ -1,4 +1,6 @@
-"""Files of strangers that are drawn at random run nothing, touch nothing and are refused in words; the benchmark draws 20,000."""
+"""Files of strangers, drawn at random, run nothing, touch nothing and are refused in words.
+
+The benchmark draws 20,000."""
 import subprocess
 import sys
 
@@ -10,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 def test_files_of_strangers(tmp_path):
     "In a process of its own, since an audit hook stays for good."
-    run = subprocess.run([sys.executable, ROOT / 'benchmarks/crash.py', '--strangers', '1500', '--seed', '1'], cwd=tmp_path,
+    command = [sys.executable, ROOT / 'benchmarks/crash.py', '--strangers', '1500', '--seed', '1']
+    run = subprocess.run(command, cwd=tmp_path,
                          capture_output=True, text=True)
     figures = dict(line.split(': ', 1) for line in run.stdout.splitlines() if ': ' in line)
     assert run.returncode == 0, run.stderr
