@@ -19,12 +19,12 @@ def data(n_batch=12, bs=8):
     x = torch.linspace(-1, 1, 3 * n_batch * bs).reshape(-1, 3)
     return list(zip(x, x.sum(1, keepdim=True)))
 
-def trained_as_planned(learn, spy, n):
+def trained_as_planned(learn, spy, n, frozen=()):
     """Check that the last fit's first `n` batches trained with the values of its plan, and that momentum is restored.
 
-    The record also holds the frozen cycle of a `fine_tune`."""
+    The record begins with the LRs of the `frozen` cycle of a `fine_tune`."""
     plan = learn.recorder.plan
-    assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'][-n:] == plan.lrs[:n, -1].tolist()
+    assert spy.seen_lrs == plan.lrs[:n].tolist() and learn.recorder.hps['lr'] == [*frozen, *plan.lrs[:n, -1].tolist()]
     assert {momentum(g) for g in groups_of(learn.opt)} == {.9}
     return plan
 
@@ -107,8 +107,9 @@ def layers(m): return [params(layer) for layer in m]
 def test_icevision(splitter, tmp_path):
     learn, spy = icevision_learner(tmp_path, splitter=splitter), Spy()
     learn.lr_find()
+    frozen = learn.preview_fine_tune(2, 1e-3, freeze_epochs=1).frozen
     learn.fine_tune(2, 1e-3, freeze_epochs=1, cbs=[SaveModelCallback(), spy])
-    plan = trained_as_planned(learn, spy, 24)
+    plan = trained_as_planned(learn, spy, 24, frozen.lrs[:, -1].tolist())
     assert plan.n_groups == len(learn.opt.param_lists) and plan.lrs.max() == 5e-4
     assert all(p.requires_grad for p in learn.model.parameters())
 
