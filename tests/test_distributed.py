@@ -24,15 +24,16 @@ WORKER = Path(distributed_worker.__file__)
 ENV = os.environ | dict(PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true',
                         CUDA_VISIBLE_DEVICES='')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--num_processes=2']     # `accelerate launch`
 
-def start(*args, **kwargs):
-    "Start two processes that run `args` of `torchrun`, without waiting for them."
-    return subprocess.Popen([*TORCHRUN, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE,
+def start(command, *args, **kwargs):
+    "Start two processes by `command`, one of the above, without waiting for them."
+    return subprocess.Popen([*command, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, **kwargs)
 
 def until_killed(folder, job):
     "Run a job of distributed_worker.py in two processes until one of them is killed; return what they printed."
-    out, err = start(WORKER, job, folder).communicate(timeout=300)
+    out, err = start([*LAUNCH, '--multi_gpu'], WORKER, job, folder).communicate(timeout=300)
     assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
     return out
 
@@ -54,6 +55,8 @@ JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_strea
 def runs(tmp_path_factory):
     """Kill three cycles, one of them twice; then run all other jobs, one after the other.
 
+    `accelerate launch` starts the first, `torchrun` the last, which resume it.
+
     Return what each printed, and the results of each of its processes."""
     folder = tmp_path_factory.mktemp('jobs')
     printed = dict(one_killed=until_killed(folder, 'one_killed'))
@@ -61,7 +64,7 @@ def runs(tmp_path_factory):
     lock = RunLock(folder / 'in_use/models/run1.cycle')
     lock.acquire()
     try:
-        process = start(WORKER, *JOBS, folder)
+        process = start(TORCHRUN, WORKER, *JOBS, folder)
         out, err = process.communicate(timeout=300)
     finally: lock.release()
     assert process.returncode == 0, out + err
@@ -97,6 +100,24 @@ def test_every_item_is_dealt_out_once_an_epoch(jobs):
         assert sorted(shares[0] + shares[1]) == sorted(x[0].item() for x, _ in dataset(40))
         orders.append(shares)
     assert orders[0] != orders[1]
+
+@pytest.mark.slow
+def test_a_notebook_launches_two_processes(jobs, tmp_path):
+    "`notebook_launcher` forks them, from a process that has imported fastai."
+    code = ('import sys; from accelerate import notebook_launcher; from support.distributed_worker import run; '
+            'notebook_launcher(run, (["cycles"], sys.argv[1]), num_processes=2)')
+    subprocess.run([sys.executable, '-c', code, tmp_path], env=ENV, capture_output=True, check=True)
+    first, second = (torch.load(tmp_path / f'cycles-{rank}.pt') for rank in range(2))
+    for name, run in jobs['cycles'][0].items():
+        assert first[name]['lrs'] == second[name]['lrs'] == run['lrs'] and first[name]['n_batch'] == N_BATCH[name]
+        assert first[name]['weights'] == second[name]['weights']
+
+@pytest.mark.slow
+def test_accelerate_on_cpus_launches_one_process_unless_told_multi_gpu(tmp_path):
+    (tmp_path / 'train.py').write_text('import os; print(os.environ.get("WORLD_SIZE", 1))', encoding='utf-8')
+    printed = {option: start([*LAUNCH, option], tmp_path / 'train.py').communicate()[0].split()
+               for option in ('--cpu', '--multi_gpu')}
+    assert printed == {'--cpu': ['1'], '--multi_gpu': ['2', '2']}
 
 @pytest.mark.slow
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
@@ -190,7 +211,7 @@ def test_bar_and_table_of_a_killed_cycle(printed):
 
 @pytest.mark.slow
 def test_main_job(tmp_path):
-    process = start('-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
+    process = start(TORCHRUN, '-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     lines = out.replace('\r', '\n').splitlines()
@@ -201,7 +222,7 @@ def test_main_job(tmp_path):
 
 @pytest.mark.slow
 def test_main_job_refuses_once(tmp_path):
-    process = start('-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
+    process = start(TORCHRUN, '-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
     out, err = process.communicate(timeout=300)
     ours = [line for line in err.splitlines() if line.startswith('onecycle-demo: ')]
     assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5')

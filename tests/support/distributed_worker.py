@@ -192,9 +192,11 @@ def in_use(folder):
     try: long_cycle(folder / 'in_use', **KEEP)
     except BlockingIOError as e: return str(e)
 
-if __name__ == '__main__':
+def run(jobs, folder):
+    "Run `jobs`, and save what they return in this process."
     torch.manual_seed(rank_distrib())
-    folder = Path(sys.argv[-1])
-    for job in sys.argv[1:-1]:
+    for job in jobs:
         if rank_distrib() == 0: print(f'job {job}', flush=True)
-        torch.save(globals()[job](folder), folder / f'{job}-{rank_distrib()}.pt')
+        torch.save(globals()[job](Path(folder)), Path(folder) / f'{job}-{rank_distrib()}.pt')
+
+if __name__ == '__main__': run(sys.argv[1:-1], sys.argv[-1])
