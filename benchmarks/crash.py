@@ -55,7 +55,7 @@ class Disturb(Callback):
 def child(folder, checkpoint, disturb=None):
     "Run one process: train, and write the result to a file."
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
+    sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1, encoding='utf-8')
     warnings.showwarning = lambda message, *_: print(message)
     learn = learner(folder)
     learn.fit_one_cycle(EPOCHS, 0.01, cbs=disturb, checkpoint=CycleCheckpoint(NAME, every=EVERY) if checkpoint else None)
@@ -96,7 +96,7 @@ def kill_until_done(folder, rng, duration, n_kills=None):
         if n_kills is None: kill_soon(process, folder, duration, rng)
         process.join()
         if process.exitcode == 0: return kills, inside, torn
-        if process.exitcode != -signal.SIGKILL: raise SystemExit((folder/'log').read_text()[-2000:])
+        if process.exitcode != -signal.SIGKILL: raise SystemExit((folder/'log').read_text(encoding='utf-8')[-2000:])
         kills, inside, torn = kills + 1, inside + (unfinished_save(folder) not in (None, before)), torn + is_torn(folder)
 
 def disturbances():
@@ -128,7 +128,7 @@ def crash(runs, seed=0, root=None, n_kills=None):
         start(folder, disturb=disturb).join()
         ended = (folder/'result').exists()
         start(folder).join()
-        log = (folder/'log').read_text()
+        log = (folder/'log').read_text(encoding='utf-8')
         figures[name] = dict(first_process='ended' if ended else 'died', warned='could not be saved' in log, torn=is_torn(folder), equal=same(result(folder), expected))
     return figures
 

@@ -179,7 +179,7 @@ REFUSED, INTERRUPTED, STOPPED = 3, 4, 5     # exit codes of a child
 def child(folder, case, checkpoint, attack):
     "Train in a process of its own, and write the result to a file if the cycle is complete."
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1)
+    sys.stdout = sys.stderr = open(folder/'log', 'a', buffering=1, encoding='utf-8')
     warnings.showwarning = lambda message, *_: print(message)
     learn, cbs, trains = case.learner(folder), [CALLBACKS[name]() for name in case.cbs], Trains()
     checkpoint = CycleCheckpoint(NAME, every=case.every) if checkpoint else None
@@ -226,7 +226,7 @@ def n_accepted(path, rng, n):
 def rows_of(folder):
     "Return the epochs of the rows in a log that is appended to."
     path = folder/'history.csv'
-    return [line.split(',')[0] for line in path.read_text().splitlines()] if path.exists() else []
+    return [line.split(',')[0] for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
 
 def attack_run(folder, case, rng, figures, max_kills, n_damages):
     "Attack one run until a process finishes it."
@@ -239,7 +239,7 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
         if any(process.is_alive() for process in processes): raise SystemExit(f'{case} hangs')
         codes = [process.exitcode for process in processes]
         if set(codes) - {0, REFUSED, INTERRUPTED, STOPPED, -signal.SIGKILL, -signal.SIGTERM}:
-            raise SystemExit(f'{case}\n{(folder/"log").read_text()[-3000:]}')
+            raise SystemExit(f'{case}\n' + (folder/'log').read_text(encoding='utf-8')[-3000:])
         kills += codes.count(-signal.SIGKILL)
         figures.update(processes=len(codes), kills=codes.count(-signal.SIGKILL), sigterms=codes.count(-signal.SIGTERM),
                        interrupts=codes.count(INTERRUPTED), limits=codes.count(STOPPED), pairs=is_pair, refused=codes.count(REFUSED),

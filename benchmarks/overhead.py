@@ -177,4 +177,4 @@ def main(
     print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
     if not json: return
     figures = dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, loop=loop, imports=imports)
-    Path(json).write_text(dumps(figures, indent=1))
+    Path(json).write_text(dumps(figures, indent=1), encoding='utf-8')

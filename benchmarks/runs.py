@@ -21,8 +21,8 @@ def versions(*packages):
 def _start(path, command, columns):
     "Write the head of the file at `path` if there is none; refuse to mix versions."
     head = [f'# {command}', versions(*PACKAGES)]
-    if not path.exists(): path.write_text('\n'.join([*head, ','.join(columns), '']))
-    made = path.read_text().splitlines()[1]
+    if not path.exists(): path.write_text('\n'.join([*head, ','.join(columns), '']), encoding='utf-8')
+    made = path.read_text(encoding='utf-8').splitlines()[1]
     if made != head[1]: raise SystemExit(f'{path} was made with other versions, move it away: {made}')
 
 def run_missing(

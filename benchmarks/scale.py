@@ -183,7 +183,7 @@ def main(
     df = pd.DataFrame([row for g in rounds for row in measure(lengths, g, rounds[g])])
     if not quick:
         head = f'# python benchmarks/scale.py\n{versions(*PACKAGES)}\n'
-        (RESULTS/'scale.csv').write_text(head + df.to_csv(index=False, float_format='%.4g'))
+        (RESULTS/'scale.csv').write_text(head + df.to_csv(index=False, float_format='%.4g'), encoding='utf-8')
     tables = {'seconds': table(df), 'MB': table(df, 'mb'), 'a million batches / a thousand': ratios(df)}
     for title, shown in tables.items():
         print(title, shown.to_string(float_format='{:.4g}'.format, na_rep=''), '', sep='\n')

@@ -19,12 +19,13 @@ def processed(only=''):
         # nbdev runs such cells, including their other lines
         warnings.filterwarnings('error', 'Found cells containing imports')
         folder = proc_nbs(force=True, file_glob=only, n_workers=0)     # fastai is imported once, not once per worker
-    return {path.relative_to(folder): nbformat.v4.reads(path.read_text()) for path in sorted(folder.rglob('*.ipynb'))}
+    return {path.relative_to(folder): nbformat.v4.reads(path.read_text(encoding='utf-8'))
+            for path in sorted(folder.rglob('*.ipynb'))}
 
 def write_readme(notebooks, cfg):
     from docs.readme import readme
     text, pictures = readme(notebooks[Path('index.ipynb')], cfg.doc_url)
-    (ROOT / 'README.md').write_text(text)
+    (ROOT / 'README.md').write_text(text, encoding='utf-8')
     for path, data in pictures.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_bytes(data)
@@ -40,7 +41,7 @@ def write_pages(notebooks, cfg, folder):
     for path, nb in notebooks.items():
         out = page(nb, lib, site, known)
         if path.name == 'index.ipynb':
-            sidebar = yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text())
+            sidebar = yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text(encoding='utf-8'))
             out.cells.append(nbformat.v4.new_markdown_cell(toctree(sidebar, cfg.nbs_path)))
         target = folder / nbpath2html(path).with_suffix('.ipynb')
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,14 @@ def as_png(image):
 
 def shrink(path):
     "Save the pictures in the notebook at `path` in 256 colours; return whether that changed any."
-    text = path.read_text()
+    text = path.read_text(encoding='utf-8')
     nb = json.loads(text)
     outputs = [out.get('data', {}) for cell in nb['cells'] for out in cell.get('outputs', [])]
     for data in [data for data in outputs if 'image/png' in data]:
         image = opened(png := ''.join(data['image/png']))
         data['image/png'] = png if image.mode == 'P' else as_png(image.convert('RGB'))
     smaller = json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
-    if smaller != text: path.write_text(smaller)
+    if smaller != text: path.write_text(smaller, encoding='utf-8')
     return smaller != text
 
 def shown_width(png):

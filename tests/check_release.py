@@ -44,7 +44,7 @@ def parts(requirement):
 
 def check_metadata(checkout):
     "Check that the installed metadata agree with pyproject.toml, and that the long description is README.md."
-    project = tomllib.loads((checkout / 'pyproject.toml').read_text())['project']
+    project = tomllib.loads((checkout / 'pyproject.toml').read_text(encoding='utf-8'))['project']
     dist = distribution(PACKAGE)
     meta = dist.metadata
     scripts, plugins = project['scripts'].items(), project['entry-points']['nbdev'].items()
@@ -57,7 +57,8 @@ def check_metadata(checkout):
         ('License-Expression', meta['License-Expression'], project['license']),
         ('License-File', meta.get_all('License-File'), project['license-files']),
         ('Project-URL', set(meta.get_all('Project-URL')), {', '.join(url) for url in project['urls'].items()}),
-        ('Description', meta['Description'].strip(), (checkout / project['readme']).read_text().strip()),
+        ('Description', meta['Description'].strip(),
+         (checkout / project['readme']).read_text(encoding='utf-8').strip()),
         ('entry points', {(e.group, e.name, e.value) for e in dist.entry_points},
          {('console_scripts', *s) for s in scripts} | {('nbdev', *p) for p in plugins}),
     ]:
@@ -66,7 +67,7 @@ def check_metadata(checkout):
 
 def check_tag(checkout, tag, version):
     "Check that the tag names the version, and so does the newest heading of CHANGELOG.md."
-    heading = re.search('^## (.*)$', (checkout / 'CHANGELOG.md').read_text(), re.M)[1]
+    heading = re.search('^## (.*)$', (checkout / 'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1]
     assert tag == f'v{version}', f'tag {tag} must be v{version}, the version of the package'
     assert heading == version, f'the newest heading of CHANGELOG.md must be {version}, got {heading}'
     print(f'tag: ok, {tag}')

@@ -306,7 +306,7 @@ print('\\ndone')"""
 @pytest.mark.parametrize('option', ['error:The cycle', 'default'])
 def test_a_warning_about_a_fit_points_at_the_line_and_never_ends_it(option, tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text(EARLY.format(tests=__file__.rpartition('/')[0]))
+    script.write_text(EARLY.format(tests=__file__.rpartition('/')[0]), encoding='utf-8')
     run = subprocess.run([sys.executable, '-W', option, script], capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.endswith('done\n'), run.stderr
     assert 'The cycle was stopped early in epoch 1 of 4' in run.stderr

@@ -19,7 +19,7 @@ def run_benchmark(name, *args, cwd='.'):
 @pytest.mark.slow
 def test_overhead(tmp_path):
     printed = run_benchmark('overhead.py', '--quick', '--json', 'o.json', cwd=tmp_path)
-    found = json.loads((tmp_path / 'o.json').read_text())
+    found = json.loads((tmp_path / 'o.json').read_text(encoding='utf-8'))
     rows = found['us_per_batch']
     assert set(rows) == {f'{opt}, {n} groups' for opt in ('Adam', 'AdamW') for n in (1, 10, 100)}
     columns = {'OneCycle own', 'OneCycle whole', 'fastai own', 'empty whole', 'OneCycleLR own', 'floor own'}
@@ -98,5 +98,5 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy'
     ('06_compare', 'the choice of this method lost {compared:.1f} after cycles of two epochs')])
 def test_pages_say_what_was_measured(measured, page, says):
     "The pages on the study check their own figures, in hidden cells."
-    cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text())['cells']
+    cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text(encoding='utf-8'))['cells']
     assert says.format(**measured) in ' '.join(' '.join(''.join(cell['source']) for cell in cells).split())

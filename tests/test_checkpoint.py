@@ -235,7 +235,7 @@ def evil(path): torch.save(dict(format=Evil()), path)
 def truncated(path): path.write_bytes(path.read_bytes()[:-300])
 def empty(path): path.write_bytes(b'')
 def foreign(path): torch.save(dict(model=torch.ones(3)), path)
-def text(path): path.write_text('my notes')
+def text(path): path.write_text('my notes', encoding='utf-8')
 
 @pytest.mark.parametrize('spoil, why', [(evil, 'was run'), (truncated, 'is damaged'), (empty, 'it is empty'),
                                         (foreign, 'is not a checkpoint of a cycle'), (text, 'is damaged')])
@@ -258,7 +258,7 @@ def test_the_evil_file_is_evil(tmp_path, monkeypatch):
     assert Path('evil_code_ran').exists()
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / 'models').write_text('a file where the folder should be')
+    (tmp_path / 'models').write_text('a file where the folder should be', encoding='utf-8')
     refused(learner(tmp_path), OSError, "checkpoint 'run1' cannot be written in .*models")
 
 def test_a_disk_without_room(tmp_path, monkeypatch):

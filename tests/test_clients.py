@@ -176,7 +176,7 @@ IMPORTS = dict(
 @pytest.mark.slow
 @pytest.mark.parametrize('imports', IMPORTS.values(), ids=IMPORTS.keys())
 def test_a_package_that_replaces_the_recorder(imports, tmp_path):
-    (tmp_path/'other.py').write_text(OTHER_RECORDER)
-    (tmp_path/'fits.py').write_text(imports + FITS)
+    (tmp_path/'other.py').write_text(OTHER_RECORDER, encoding='utf-8')
+    (tmp_path/'fits.py').write_text(imports + FITS, encoding='utf-8')
     run = subprocess.run([sys.executable, 'fits.py'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -142,8 +142,8 @@ def deep():
     for _ in range(100_000): values = [values]
     return values
 
-@pytest.mark.parametrize('value', [lambda: (i for i in range(3)), lambda: lambda: 3, lambda: open(os.devnull),
-                                   lambda: np.array([object()]), deep,
+@pytest.mark.parametrize('value', [lambda: (i for i in range(3)), lambda: lambda: 3,
+                                   lambda: open(os.devnull, encoding='utf-8'), lambda: np.array([object()]), deep,
                                    lambda: type('Local', (), {})()],
                          ids=['generator', 'lambda', 'file', 'array of objects', 'too deep', 'object of a new class'])
 def test_what_cannot_be_stored_is_named_and_the_rest_is_saved(tmp_path, value, request):

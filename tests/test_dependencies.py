@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from support.helpers import ROOT
 
 NAME = 'onecycle_callback'
-SOURCES = {path.relative_to(ROOT): path.read_text() for path in (ROOT / NAME).rglob('*.py')}
+SOURCES = {path.relative_to(ROOT): path.read_text(encoding='utf-8') for path in (ROOT / NAME).rglob('*.py')}
 
 def declared(extra=''):
     "Return the names of the packages that are required, or those that `extra` adds."

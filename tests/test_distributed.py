@@ -42,7 +42,7 @@ def until_all_killed(folder, job):
     outs = [folder / f'{job}-{rank}.out' for rank in range(2)]
     processes = fork_ranks(getattr(distributed_worker, job), folder, outs=outs)
     for process in processes: process.join(300)
-    out, err = (out.read_text() for out in outs)
+    out, err = (out.read_text(encoding='utf-8') for out in outs)
     codes = {process.exitcode for process in processes}
     # 1 if it misses the other one first
     assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err

@@ -283,7 +283,7 @@ def test_readme():
 
 def test_readme_reads_well_where_it_is_read():
     "It is short and says first what isn't published; links lead to the site, and the picture lies in the repository."
-    text = (ROOT / 'README.md').read_text()
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
     links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]+)\)', text)
     assert len(text.split()) <= 450 and links and all(re.match('https://|#', link) for link in links)
     picture = re.search(r'!\[[^]]{60,}\]\(([^)]+)\)', text)

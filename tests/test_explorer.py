@@ -317,9 +317,10 @@ def test_without_a_script_there_is_the_picture(browser, page):
 
 def test_pages_without_it_do_not_load_it(page):
     others = [p for p in page.parent.rglob('*.html') if p != page]
-    assert others and 'explorer.js' in page.read_text() and not any('explorer.' in p.read_text() for p in others)
+    texts = {p: p.read_text(encoding='utf-8') for p in [page, *others]}
+    assert others and 'explorer.js' in texts[page] and not any('explorer.' in texts[p] for p in others)
 
 def test_index_and_tutorial_have_it_and_the_readme_has_nothing_of_it():
-    texts = [(ROOT / path).read_text() for path in (
+    texts = [(ROOT / path).read_text(encoding='utf-8') for path in (
         'nbs/index.ipynb', 'nbs/tutorials/understanding_the_1cycle_policy.ipynb', 'README.md')]
     assert [text.count('onecycle-explorer') for text in texts] == [1, 1, 0]

@@ -191,10 +191,11 @@ def test_terminate_on_nan():
 def test_csv_logger(tmp_path):
     learn = learner(path=tmp_path)
     check(learn, [CSVLogger()])
-    with open(tmp_path/'history.csv') as f: lines = list(csv.reader(f))
+    with open(tmp_path/'history.csv', encoding='utf-8') as f: lines = list(csv.reader(f))
     assert lines[0][:3] == ['epoch', 'train_loss', 'valid_loss'] and [line[0] for line in lines[1:]] == ['0', '1', '2']
     learn.fit_one_cycle(4, start_epoch=2, cbs=CSVLogger(append=True))
-    with open(tmp_path/'history.csv') as f: assert [line[0] for line in csv.reader(f)][4:] == ['epoch', '2', '3']
+    with open(tmp_path/'history.csv', encoding='utf-8') as f: lines = list(csv.reader(f))
+    assert [line[0] for line in lines][4:] == ['epoch', '2', '3']
 
 @row('ShowGraphCallback', WORKS)
 def test_show_graph(monkeypatch):
@@ -262,14 +263,14 @@ ROWS |= {
 
 def table_rows():
     "The rows of the page's table: what, verdict, note."
-    cells = json.loads((ROOT/'nbs/howto/callbacks.ipynb').read_text())['cells']
+    cells = json.loads((ROOT/'nbs/howto/callbacks.ipynb').read_text(encoding='utf-8'))['cells']
     lines = [line for cell in cells if cell['cell_type'] == 'markdown'
              for line in ''.join(cell['source']).splitlines() if line.startswith('|')]
     return [[part.strip() for part in line.strip('|').split('|')] for line in lines[2:]]
 
 def names_in(file):
     "The names of the tests in `file`."
-    return {f.name for f in ast.parse((ROOT/file).read_text()).body
+    return {f.name for f in ast.parse((ROOT/file).read_text(encoding='utf-8')).body
             if isinstance(f, ast.FunctionDef) and f.name.startswith('test_')}
 
 def test_the_table_is_these_tests():

@@ -15,7 +15,7 @@ from fastcore.docments import DocmentTbl
 from support.helpers import ROOT
 import onecycle_callback
 
-KNOWN = json.loads((ROOT / 'tests/data/public_names.json').read_text())
+KNOWN = json.loads((ROOT / 'tests/data/public_names.json').read_text(encoding='utf-8'))
 OURS = ('compare', 'demo', 'distributed')     # the other public modules, by name
 each_name = pytest.mark.parametrize('name', KNOWN)
 

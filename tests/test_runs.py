@@ -168,7 +168,7 @@ def exit_code(path, at, where):
         return run.returncode, run.stdout + run.stderr
     process = fork(train_and_term, path, at, where, out=path / 'out')
     process.join(300)
-    return process.exitcode, (path / 'out').read_text()
+    return process.exitcode, (path / 'out').read_text(encoding='utf-8')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('where, at, status, place', [
@@ -207,7 +207,7 @@ def start_holding(path, workers=0):
     said = path / 'held'
     process = fork(fit, path, None, Hold(said), partial(learner, workers=workers), out=path / 'out')
     while not said.exists():
-        assert process.is_alive(), (path / 'out').read_text()
+        assert process.is_alive(), (path / 'out').read_text(encoding='utf-8')
         time.sleep(.01)
     return process
 
@@ -272,7 +272,7 @@ def test_parts_of_killed_processes_are_removed(tmp_path):
     folder.mkdir()
     theirs = ['run1.cycle.part', 'run1.cycle.0123abcd.part']
     others = ['run1.cycle.cycle.0123abcd.part', 'run12.cycle.0123abcd.part', 'run1.cycle.notes.part']
-    for name in theirs + others: (folder / name).write_text('half a file')
+    for name in theirs + others: (folder / name).write_text('half a file', encoding='utf-8')
     fit(tmp_path)
     assert sorted(os.listdir(folder)) == sorted(['run1.cycle', *others])
 
@@ -306,7 +306,7 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     "Not even under the temporary name, if somebody guesses it."
     (tmp_path / 'models').mkdir()
     precious = tmp_path / 'precious'
-    precious.write_text('my notes')
+    precious.write_text('my notes', encoding='utf-8')
     class Known: hex = '0123abcd' * 4
     monkeypatch.setattr('onecycle_callback.resume.file.uuid4', Known)
     for name in ('run1.cycle.part', 'run1.cycle.lock'): (tmp_path / 'models' / name).symlink_to(precious)
@@ -314,7 +314,7 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / 'models/run1.cycle.0123abcd.part').symlink_to(precious)
     from onecycle_callback.resume.file import write_file
     with pytest.raises(FileExistsError): write_file(tmp_path / CYCLE, dict(a=1))
-    assert precious.read_text() == 'my notes'
+    assert precious.read_text(encoding='utf-8') == 'my notes'
 
 def test_a_name_that_is_a_folder(tmp_path):
     (tmp_path / CYCLE).mkdir(parents=True)
@@ -420,11 +420,12 @@ def test_the_same_number_of_workers_is_not(tmp_path, recwarn):
 @pytest.mark.parametrize('every, at, order', [(None, 30, 20_000), (7, 30, 20_000), (None, 24, 9_000)])
 def test_a_log_that_is_appended_to_gets_no_row_twice(tmp_path, every, at, order):
     "Interrupted in an epoch, or between the row of an epoch and the save."
-    def read(path): return [line.split(',')[:4] for line in (path / 'history.csv').read_text().splitlines()]
+    def read(path):
+        return [line.split(',')[:4] for line in (path / 'history.csv').read_text(encoding='utf-8').splitlines()]
     def log(): return CSVLogger(append=True)
     calm = tmp_path / 'calm'
     calm.mkdir()
-    for path in (calm, tmp_path): (path / 'history.csv').write_text('epoch,old,rows,here\n0,1,2,3\n')
+    for path in (calm, tmp_path): (path / 'history.csv').write_text('epoch,old,rows,here\n0,1,2,3\n', encoding='utf-8')
     fit(calm, every, log())
     class Die(Callback):
         def after_epoch(self):

@@ -32,7 +32,8 @@ TUTORIAL = 'tutorials/understanding_the_1cycle_policy.html'
 
 @pytest.fixture(scope='session')
 def pages(site):
-    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(), 'html.parser') for p in site.rglob('*.html')}
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding='utf-8'), 'html.parser')
+            for p in site.rglob('*.html')}
 
 def test_every_notebook_is_a_page_in_the_contents(pages):
     listed = {a['href'] for a in pages['index.html'].select('.sidebar-tree a')} | {'index.html'}
@@ -150,7 +151,7 @@ def build(tree, **pages):
     "Run the builder on the project in `tree` with only these `pages`, `{name: cells}`: a string is a Markdown cell."
     for path in (tree / 'nbs').rglob('*.ipynb'): path.unlink()
     contents = '[{section: All of them, contents: "*.ipynb"}]'
-    (tree / 'nbs/sidebar.yml').write_text(f'website: {{sidebar: {{contents: {contents}}}}}')
+    (tree / 'nbs/sidebar.yml').write_text(f'website: {{sidebar: {{contents: {contents}}}}}', encoding='utf-8')
     for name, cells in pages.items():
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'),
                  *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
@@ -164,7 +165,7 @@ def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     warnings = [line.rpartition('WARNING: ')[2] for line in run.stderr.splitlines() if 'WARNING' in line]
     assert run.returncode != 0 and len(warnings) == 2, run.stderr
     assert "target not found: 'gone.ipynb'" in warnings[0] and "not found in doc 'index': 'gone'" in warnings[1]
-    html = (tree / '_docs/html/page.html').read_text()
+    html = (tree / '_docs/html/page.html').read_text(encoding='utf-8')
     assert '<math' in html and 'mathjax.js' not in html.lower() and 'cdn.' not in html
 
 def test_code_next_to_an_import_fails_the_build(tmp_path):
@@ -305,7 +306,7 @@ class Browser:
 
 def headings_of(notebook, level):
     "The headings that the Markdown cells of `notebook` hold, as they read."
-    cells = json.loads(notebook.read_text())['cells']
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
     text = re.sub(r'^```.*?^```$|^:::.*?^:::$', '', text, flags=re.M | re.S)
     found = re.findall(rf'^{"#" * level} (.*)$', text, re.M)
@@ -390,7 +391,7 @@ def test_the_browser_sees_what_is_wrong(browser, tmp_path):
         <style>pre { width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px }</style>
         <div class="highlight-python"><pre>far too long a line of code</pre></div>
         <div style="overflow: auto"><div style="width: 990px">table</div></div></article>
-        <script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>''')
+        <script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>''', encoding='utf-8')
     browser.open(page, 400)
     assert [text[:12] for text in browser.wrapped_code] == ['far too long'] and browser.scrolling == [': table']
     assert browser.requests == ['https://localhost:9/a.js'] and browser.headings(1) == ['A']

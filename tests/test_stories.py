@@ -175,7 +175,7 @@ def run_script(folder, signal=None, at=None):
 
 def test_script(tmp_path):
     "Killed in the second epoch, interrupted by Ctrl-C in the third, and run to its end."
-    (tmp_path / 'train.py').write_text(SCRIPT)
+    (tmp_path / 'train.py').write_text(SCRIPT, encoding='utf-8')
     code, out, err = run_script(tmp_path, signal.SIGKILL, 41)
     assert code == -signal.SIGKILL and err == '' and epochs_shown(out) == ['1/4', '2/4']
     code, out, err = run_script(tmp_path, signal.SIGINT, 75)
@@ -200,7 +200,8 @@ def test_script(tmp_path):
 def test_readme(tmp_path, capsys, monkeypatch):
     "Its lines as they stand; then again, which finds the run complete."
     monkeypatch.chdir(tmp_path)
-    lines, = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    lines, = re.findall(r'^```python\n(.*?)^```', readme, re.MULTILINE | re.DOTALL)
     assert "learn.fit_one_cycle(cycle_len=10, max_lr=0.1, div_factor=25., checkpoint=" in lines
     for again in False, True:
         with warnings.catch_warnings():

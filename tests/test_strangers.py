@@ -85,7 +85,7 @@ class Mine(Callback):
 
 class Helper:
     "A class of the script that the training doesn't use."
-    def __init__(self, path): open(path, 'w').write('evil')
+    def __init__(self, path): open(path, 'w', encoding='utf-8').write('evil')
 
 @pytest.fixture(scope='module')
 def genuine(tmp_path_factory):

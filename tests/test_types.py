@@ -28,9 +28,9 @@ def test_mypy_sees_what_is_false(tmp_path):
              'Expression is of type "Any"'),
             ('tests/typing_example.py', 'OneCycle(moms=True)', 'OneCycle(moms=False)', 'Unused "type: ignore" comment'),
             ('tests/typing_example.py', 'make(moms=False)', 'make(moms=True)', 'Argument "moms"')]:
-        text = (tree / file).read_text()
+        text = (tree / file).read_text(encoding='utf-8')
         assert old in text
-        (tree / file).write_text(text.replace(old, new))
+        (tree / file).write_text(text.replace(old, new), encoding='utf-8')
         errors.append(error)
     found = mypy(tree)
     assert [error for error in errors if error not in found] == [], found

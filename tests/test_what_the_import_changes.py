@@ -43,12 +43,13 @@ def test_what_it_replaces(changes): assert sorted(changes['replaced']) == sorted
 def test_what_it_adds(changes): assert sorted(changes['added']) == sorted(ADDED)
 
 def test_a_page_says_so():
-    cells = json.loads((ROOT / 'nbs/compared_with_fastai.ipynb').read_text())['cells']
+    cells = json.loads((ROOT / 'nbs/compared_with_fastai.ipynb').read_text(encoding='utf-8'))['cells']
     text = ''.join(line for cell in cells for line in cell['source'])
     section = text.partition('## What the import changes')[2].partition('\n## ')[0]
     rows = [line for line in section.splitlines() if line.startswith('- ')]
     assert rows == [f'- `{name}` {what}.' for name, what in REPLACED.items()]
     assert all(f'`{name}`' in section for name in ADDED)
-    readme = (ROOT / 'README.md').read_text().partition('## What the import changes')[2].partition('\n## ')[0]
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    readme = text.partition('## What the import changes')[2].partition('\n## ')[0]
     of_learner = [name.removeprefix('Learner.') for name in REPLACED if name.startswith('Learner.')]
     assert all(name in readme for name in of_learner) and len(REPLACED) == len(of_learner) + 3

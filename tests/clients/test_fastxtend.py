@@ -20,6 +20,6 @@ sys.modules['fastcore.dispatch'] = types.SimpleNamespace(cast=cast, retain_meta=
 @pytest.mark.parametrize('order', ['fastxtend.metrics, onecycle_callback', 'onecycle_callback, fastxtend.metrics'])
 def test_import(order, tmp_path):
     replaced = 'from fastai.learner import Recorder\nassert Recorder.before_fit.__module__ == "fastxtend.metrics"\n'
-    (tmp_path/'fits.py').write_text(f'{MOVED}import {order}\n{replaced}{FITS}')
+    (tmp_path/'fits.py').write_text(f'{MOVED}import {order}\n{replaced}{FITS}', encoding='utf-8')
     run = subprocess.run([sys.executable, 'fits.py'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

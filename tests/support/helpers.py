@@ -49,7 +49,7 @@ def copy_tree(to):
 def fork(target, *args, out):
     "Start a process that runs `target`, with its output in the file `out`. It has imported what this one has."
     def run():
-        sys.stdout = sys.stderr = open(out, 'a', buffering=1)
+        sys.stdout = sys.stderr = open(out, 'a', buffering=1, encoding='utf-8')
         target(*args)
     process = get_context('fork').Process(target=run)
     process.start()
@@ -79,7 +79,7 @@ def fork_script(script, *args, cwd='.', n_proc=1):
         processes = [fork(*what, out=outs[0])] if n_proc == 1 else fork_ranks(*what, outs=outs)
         for process in processes: process.join()
         code = next((process.exitcode for process in processes if process.exitcode), 0)
-        printed = outs[0].read_text()
+        printed = outs[0].read_text(encoding='utf-8')
         return subprocess.CompletedProcess(script, code, printed, printed)
 
 def dataset(n):
