@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pytest
+from filelock import FileLock
 
 # These take longest, the longest first
 FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py',
@@ -32,10 +33,22 @@ def close_figures():
     plt.close('all')
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "The folder of the whole site, built from clean in a copy of the project."
+def site(tmp_path_factory, worker_id):
+    "The folder of the whole site, built from clean in a copy of the project, once for all workers."
     from support.helpers import copy_tree     # not above: the process that only starts the workers needs no fastai
-    tree = copy_tree(tmp_path_factory.mktemp('site'))
-    run = subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    base = tmp_path_factory.getbasetemp()
+    tree = (base if worker_id == 'master' else base.parent) / 'site'
+    with FileLock(f'{tree}.lock'):
+        if not tree.exists():
+            copy_tree(tree)
+            with open(tree / 'built', 'w', encoding='utf-8') as log:
+                print(subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, stdout=log, stderr=log).returncode,
+                      file=log)
+    log = (tree / 'built').read_text(encoding='utf-8')
+    assert log.endswith('\n0\n'), log
     return tree / '_docs/html'
+
+@pytest.fixture(scope='session')
+def browser():
+    from support.browser import started
+    with started() as browser: yield browser

@@ -1,45 +1,26 @@
 """The explorer of the site's pages, in a browser: its numbers are those of plans, and it can be used in every way."""
 import re
-from base64 import b64encode
 from functools import partial
-from io import BytesIO
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from fastcore.nbio import mk_cell
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-import test_site
-from docs.explorer import MARK, PLAN
+from docs.explorer import PLAN
 from support.explored import CASES, arguments_of, plan_of
-from support.helpers import ROOT, copy_tree, serve
+from support.helpers import ROOT, serve
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.schedule import MOMS
 
 pytestmark = pytest.mark.slow
 
-browser = test_site.browser     # a fixture
 NAMES = ['cycle_len', 'n_batch', 'max_lr', 'div_factor', 'pct_start', 'final_div']
 FIRST = dict(cycle_len='10', n_batch='22', max_lr='0.1', div_factor='25', pct_start='0.3', final_div='None')
 
-def picture():
-    "A cell that has drawn the plan with which the explorer starts."
-    png = BytesIO()
-    PLAN.plot([plt.figure(figsize=(6, 5)).add_subplot(2, 1, i) for i in (1, 2)])[0].figure.savefig(png, dpi=144)
-    shown = dict(output_type='display_data', data={'image/png': b64encode(png.getvalue()).decode()}, metadata={})
-    cell = mk_cell("#| echo: false\n#| fig-alt: 'The learning rate rises and falls'\nplan.plot()")
-    return cell | dict(outputs=[shown])
-
 @pytest.fixture(scope='module')
-def page(tmp_path_factory):
-    "A page of the site with nothing but the explorer."
-    tree = copy_tree(tmp_path_factory.mktemp('explorer'))
-    run = test_site.build(tree, index=[picture(), MARK])
-    assert run.returncode == 0, run.stderr
-    return tree / '_docs/html/index.html'
+def page(site): return site / 'index.html'
 
 @pytest.fixture
 def explorer(browser, page): return Explorer(browser.open(page))
@@ -315,12 +296,7 @@ def test_without_a_script_there_is_the_picture(browser, page):
         assert explorer.driver.find_elements(By.CSS_SELECTOR, '.onecycle-explorer form') == []
     finally: disable(dict(value=False))
 
-def test_pages_without_it_do_not_load_it(page):
-    others = [p for p in page.parent.rglob('*.html') if p != page]
-    texts = {p: p.read_text(encoding='utf-8') for p in [page, *others]}
-    assert others and 'explorer.js' in texts[page] and not any('explorer.' in texts[p] for p in others)
-
-def test_index_and_tutorial_have_it_and_the_readme_has_nothing_of_it():
-    texts = [(ROOT / path).read_text(encoding='utf-8') for path in (
-        'nbs/index.ipynb', 'nbs/tutorials/understanding_the_1cycle_policy.ipynb', 'README.md')]
-    assert [text.count('onecycle-explorer') for text in texts] == [1, 1, 0]
+def test_index_and_tutorial_have_it_and_no_other_page_loads_it(page):
+    with_it = {page, page.parent / 'tutorials/understanding_the_1cycle_policy.html'}
+    assert {p for p in page.parent.rglob('*.html') if 'explorer.' in p.read_text(encoding='utf-8')} == with_it
+    assert 'onecycle-explorer' not in (ROOT / 'README.md').read_text(encoding='utf-8')

@@ -58,7 +58,7 @@ def reader():
 def run(blocks, names, page):
     "Run `blocks` one after another, with the root of a hosted notebook's disk in this folder, and short epochs."
     for block in blocks:
-        if '/kaggle/input/' in block: shutil.copytree('kaggle/working', 'kaggle/input/my-notebook')     # a saved version
+        if '/kaggle/input/' in block: shutil.copytree('kaggle/working', 'kaggle/input/my-notebook')     # the input
         here = re.sub("(?<=')/(?=content/|kaggle/)", '', block).replace('n_batch=1000', 'n_batch=10')
         exec(compile(here, page.name, 'exec'), names)
         plt.close('all')

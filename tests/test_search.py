@@ -5,12 +5,9 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-import test_site
 from support.helpers import serve
 
 pytestmark = pytest.mark.slow
-
-browser = test_site.browser     # a fixture
 
 SEARCHES = {
     'warmup': 'howto/faq', 'how many epochs': 'howto/faq', 'nan': 'howto/faq', 'adam': 'howto/faq',

@@ -1,14 +1,11 @@
 """The built site: every page and public name is there, links work, pictures are described, and a browser shows it."""
 import inspect
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import reduce
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
@@ -175,134 +172,6 @@ def test_code_next_to_an_import_fails_the_build(tmp_path):
     assert run.returncode != 0 and 'Found cells containing imports and other code' in run.stderr
 
 # In a browser
-
-@pytest.fixture(scope='module')
-def browser():
-    from selenium import webdriver
-    chrome, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
-    if not (chrome and driver):
-        reason = "needs a browser: Debian's chromium and chromium-driver are not installed"
-        if os.environ.get('SITE_NEEDS_BROWSER'): pytest.fail(reason)
-        pytest.skip(reason)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chrome
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--disable-dev-shm-usage'):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield Browser(driver)
-    driver.quit()
-
-class Browser:
-    "A browser window of a given width, in light or dark mode, and what it shows."
-    def __init__(self, driver): self.driver = driver
-    def js(self, code): return self.driver.execute_script(code)
-
-    def open(self, file, width=1280, mode='light'):
-        self.show(width, mode)
-        self.driver.get_log('browser')
-        self.driver.get(Path(file).as_uri())
-        return self
-
-    def show(self, width, mode='light'):
-        "Show the page in a window of another width, or in another mode, without loading it again."
-        cdp = self.driver.execute_cdp_cmd
-        cdp('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
-        cdp('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=mode)]))
-        self.width = width
-        return self
-
-    @property
-    def errors(self):
-        return [line['message'] for line in self.driver.get_log('browser') if line['level'] in ('SEVERE', 'WARNING')]
-
-    @property
-    def pictures(self):
-        return self.js("""return [...document.querySelectorAll('article img')]
-            .map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])""")
-
-    @property
-    def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
-
-    @property
-    def scrolling(self):
-        "What scrolls sideways within the page."
-        return self.js("""return [...document.querySelectorAll('article *')]
-            .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth
-                && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
-            .map(e => e.className + ': ' + e.textContent.trim().slice(0, 60))""")
-
-    @property
-    def wrapped_code(self):
-        "Lines of code that need more than one row."
-        return self.js("""
-            const code = [...document.querySelectorAll('article .cell_input pre, article .highlight-python pre')];
-            return code.filter(e => {
-                const style = getComputedStyle(e), px = name => parseFloat(style[name]);
-                const rows = (e.clientHeight - px('paddingTop') - px('paddingBottom')) / px('lineHeight');
-                return rows > e.textContent.trimEnd().split('\\n').length + .6;
-            }).map(e => e.textContent.slice(0, 300))""")
-
-    @property
-    def cut_names(self):
-        "The names in tables that a line breaks between two letters."
-        return self.js("""
-            const top = (node, i) => {
-                const range = document.createRange();
-                range.setStart(node, i);
-                range.setEnd(node, i + 1);
-                return range.getBoundingClientRect().top;
-            };
-            const cut = new Set(), isWord = c => /[a-zA-Z0-9]/.test(c);
-            for (const code of document.querySelectorAll('article td code, article th code')) {
-                const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
-                while (walker.nextNode()) {
-                    const node = walker.currentNode, text = node.textContent;
-                    for (let i = 1; i < text.length; i++) {
-                        const within = isWord(text[i - 1]) && isWord(text[i])
-                            && !/[a-z][A-Z]/.test(text.slice(i - 1, i + 1));
-                        if (within && top(node, i) > top(node, i - 1) + 5) cut.add(text);
-                    }
-                }
-            }
-            return [...cut]""")
-
-    @property
-    def requests(self):
-        return self.js("""return performance.getEntriesByType('resource').map(e => e.name)
-            .filter(url => !url.startsWith('file:') && !url.startsWith('data:'))""")
-
-    @property
-    def small_text(self):
-        return self.js('''
-            const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT);
-            const small = [];
-            while (walker.nextNode()) {
-                const text = walker.currentNode.textContent.trim(), parent = walker.currentNode.parentElement;
-                if (text && !parent.closest('.headerlink, math, style, script')
-                    && parseFloat(getComputedStyle(parent).fontSize) < 14) small.push(text);
-            }
-            return small''')
-
-    def headings(self, level):
-        return self.js(f"""return [...document.querySelectorAll('article h{level}')].map(h => {{
-            h = h.cloneNode(true);
-            h.querySelectorAll('.headerlink').forEach(a => a.remove());
-            return h.textContent;
-        }})""")
-
-    @property
-    def tables(self):
-        "Each data table as `{column: [text, ...]}`, the epochs downwards."
-        rows = self.js("""return [...document.querySelectorAll('article table.dataframe')]
-            .map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))""")
-        tables = []
-        for table in rows:
-            # pandas' second header row holds the name of the index alone
-            table = [row for row in table if row[0] != 'epoch' or row[-1]]
-            columns = list(zip(*table))[1:] if table[0][-1].startswith(('lr', 'mom')) else table[1:]
-            tables.append({column[0]: column[1:] for column in columns})
-        return tables
 
 def headings_of(notebook, level):
     "The headings that the Markdown cells of `notebook` hold, as they read."
