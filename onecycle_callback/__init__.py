@@ -1,4 +1,4 @@
-"""The 1cycle policy for fastai: see the schedule before you train, train on exactly that schedule, see what was used"""
+"""The 1cycle policy for fastai: preview the schedule, train with exactly those values, then check what was used"""
 
 __version__ = "0.1.0"
 

@@ -208,8 +208,8 @@ takes_cycle = takes_fields_of(CycleArguments, n_positional=3)
 class OneCycle(OneFitCallback, ParamScheduler):
     """Train with the values of a 1cycle schedule, over all epochs of the fit: `learn.fit(10, cbs=OneCycle(0.1))`.
 
-    The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with the
-    values of `plan`, to the last bit. They are recorded in `recorder.hps`, which is complete however the fit ends; then
+    The arguments are those of `OneCycleSchedule`; fastai's names are accepted by keyword. Each batch trains with
+    exactly the values of `plan`. They are recorded in `recorder.hps`, which is complete however the fit ends; then
     momentum is restored. With `n_batch`, `dls.train` needs no length. Raises `ValueError` or `TypeError` for an
     argument that can't be used, here or when the callback is added to a `Learner` that it doesn't fit."""
     order, run_valid, name = ParamScheduler.order, False, 'param_scheduler'     # where fastai's own is looked for
@@ -260,7 +260,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def run_epochs(self,
         epochs:range # The epochs of the cycle to train
     ):
-        "Have the fit run over `epochs` only."
+        "Run the fit over `epochs` only."
         self.epochs = epochs
 
     def show_peak(self,
@@ -289,7 +289,7 @@ def refuse_second_cycle(
 
 @patch
 def _check(self:OneCycle, learn):
-    "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
+    "Raise if this cycle doesn't fit `learn`, before training; remember LRs that are tensors."
     refuse_second_cycle(learn)
     is_known = learn.opt is not None or not makes_its_own(learn)
     if is_known and not self.is_checked: plan_for(self.schedule, learn, 1, n_batch=self.n_batch)
@@ -501,7 +501,7 @@ class TimedCycle(OneCycle):
     def run_epochs(self,
         epochs:range # The epochs left, without an end
     ):
-        "Have the fit begin with the first of `epochs`."
+        "Begin the fit with the first of `epochs`."
         self._epochs = epochs
 
     @property

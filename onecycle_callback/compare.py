@@ -46,7 +46,7 @@ def _smoothed(losses):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LRComparison:
-    """How short cycles went, one for each of several `max_lr`: what `Learner.compare_max_lr` returns.
+    """The results of short cycles, one for each of several `max_lr`: what `Learner.compare_max_lr` returns.
 
     A notebook shows its `table` and its picture."""
     table:pd.DataFrame # One row per `max_lr`: losses and metrics at the end (`nan` if it wasn't reached), `diverged`
@@ -268,8 +268,8 @@ def compare_max_lr(self:Learner,
 
     The other arguments are those of `fit_one_cycle`. A cycle that diverges ends early. However this ends, weights,
     optimizer, callbacks, data loaders and random states are exactly as before; a warning names what can't be
-    restored. Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched,
-    and `RuntimeError` if several processes train together."""
+    restored. Raises `ValueError` or `TypeError` for an argument that can't be used, before training, and
+    `RuntimeError` if several processes train together."""
     candidates, cbs = None if max_lrs is None else _candidates(max_lrs), L(cbs)
     for max_lr in [None] if candidates is None else candidates.values():
         cycle = validated(self, cycle_len, max_lr=max_lr, cbs=cbs, **kwargs)[0]

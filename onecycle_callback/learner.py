@@ -146,7 +146,7 @@ def fit_one_cycle(self:Learner,
     """Train for one cycle: the LR rises to `max_lr` and comes back, one smooth curve over all batches of all epochs.
 
     fastai 2's names (`n_epoch`, `lr_max`, `div`, `div_final`) and fastai 1's (`cyc_len`) are accepted by keyword.
-    Raises `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
+    Raises `ValueError` or `TypeError` for an argument that can't be used, before training."""
     cbs = L(cbs)
     given_wd = wd
     cycle, wd, run = validated(
@@ -196,7 +196,7 @@ def _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, **
 
 @contextmanager
 def _after_frozen(learn, calls):
-    "Let the record of the fit in this context follow that of the frozen cycle, if there was one, however the fit ends."
+    "Append the record of the fit in this context to that of the frozen cycle, if any, however the fit ends."
     recorder = getattr(learn, 'recorder', None)
     if recorder is None or 'frozen' not in calls: yield
     else:
@@ -278,7 +278,7 @@ def fine_tune(self:Learner,
     """Train for two cycles, like fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
 
     The other arguments are those of `fit_one_cycle` and apply to both cycles. Raises `ValueError` or `TypeError` for an
-    argument that can't be used, before anything has been touched."""
+    argument that can't be used, before training."""
     checkpoint = as_checkpoint(checkpoint)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,

@@ -33,12 +33,12 @@ def positions_of(
     numbers:np.ndarray, # Batches of a cycle whose epochs are all as long as theirs, shape (n,)
     n_batch # The lengths of these epochs, a number or shape (n,)
 ) -> np.ndarray: # Positions on the curve of `plan`, shape (n,)
-    "Return where batches of epochs of any length are: as planned if it is the planned one, to the last bit."
+    "Return where batches of epochs of any length are: exactly as planned if it is the planned one."
     last = plan.n_epoch * n_batch - 1
     return np.where(n_batch == plan.n_batch, numbers, numbers * plan.end / np.maximum(last, 1))
 
 # fastai's GradientAccumulation counts samples: once there are `n_acc` of them, the optimizer steps, and the count
-# starts at 0 again. It goes on from epoch to epoch, so a step may take batches of two.
+# starts at 0 again. It continues from epoch to epoch, so a step may take batches of two.
 
 @dataclass(frozen=True)
 class Accumulation:
@@ -51,8 +51,8 @@ class Accumulation:
 class BatchPosition:
     """Count batches: each epoch takes an equal part of the cycle, however many batches it has.
 
-    An epoch is passed as if all were as long as this one, so an epoch of the planned length is where the plan has it,
-    to the last bit. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
+    An epoch is passed as if all were as long as this one, so an epoch of the planned length is exactly where
+    the plan has it. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
     def __init__(self,
         plan:OneCyclePlan # The plan to follow
     ):
