@@ -136,14 +136,14 @@ def ratios(df):
 
 def plot(df, ax=None):
     "Draw cost over length for one parameter group; returns the axes."
-    ax = ax or matplotlib.pyplot.subplots(figsize=(9, 4.5), layout='constrained')[1]
+    ax = ax or matplotlib.pyplot.subplots(figsize=(5, 5.4), layout='constrained')[1]
     seconds = table(df).xs(1, level='groups')
     names = ["torch's loop", "ignite's simulate_values", 'lrs and moms', 'plot_sched', 'plot_lr', 'slider', 'show',
              'show, own curve', 'make, own curve']
     for name in [name for name in names if name in seconds]:
         seconds[name].plot(ax=ax, marker='.', logx=True, logy=True, ls='--' if "'s" in name else '-', label=name)
     ax.set(xlabel='batches', ylabel='seconds')
-    ax.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, .5))
+    ax.legend(loc='upper left', bbox_to_anchor=(-.1, -.15), ncols=2, frameon=False)
     return ax
 
 PACKAGES = 'torch', 'fastai', 'numpy', 'matplotlib', 'onecycle_callback', 'pytorch-ignite'

@@ -39,8 +39,10 @@ def add_explorer(app, page, template, context, doctree):
     app.add_js_file('explorer.js', loading_method='defer')
 
 def breakable(html):
-    "Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else in it."
-    def with_breaks(found): return re.sub(r'(?<=\w[_.=/(,:])(?=\w)|(?<=[a-z])(?=[A-Z])', '<wbr/>', found[0])
+    """Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else in it.
+
+    Only on a phone: elsewhere site.css hides these breaks."""
+    def with_breaks(found): return re.sub(r'(?<=\w[_.=/(,:])(?=[^\W\d])|(?<=[a-z])(?=[A-Z])', '<wbr/>', found[0])
     def in_code(found): return re.sub(r'(?<=<span class="pre">)[^<]+', with_breaks, found[0])
     return re.sub(r'<table.*?</table>', in_code, html, flags=re.S)
 

@@ -34,14 +34,15 @@ def shown_width(png):
 def halves(png):
     """Cut a picture that is wider than a page on a phone between its two panels; return `[left, right]`.
 
-    Return `[png]` if it is narrow, or if no white column near the middle parts it."""
+    Return `[png]` if it is narrow, or if there is no gap near the middle."""
     if shown_width(png) <= 600: return [png]
     pixels = np.array(opened(png).convert('RGB'))
-    middle = pixels.shape[1] // 2
-    white = np.flatnonzero((pixels == 255).all((0, 2)))
-    if not len(white): return [png]
-    cut = white[np.abs(white - middle).argmin()] + 1
-    if abs(cut - middle) > middle // 10: return [png]
+    first, last = round(.45 * pixels.shape[1]), round(.55 * pixels.shape[1])
+    white = (pixels[:, first:last] == 255).all((0, 2))
+    gaps = np.flatnonzero(np.diff(white, prepend=False, append=False)).reshape(-1, 2)     # where each begins and ends
+    gaps = gaps[np.diff(gaps)[:, 0] >= 8]     # those between letters are narrower
+    if not len(gaps): return [png]
+    cut = first + gaps[0].sum() // 2     # the next ones are between the labels of the right panel
     width = max(cut, pixels.shape[1] - cut)     # of both, so that both have the same scale
     padded = (np.pad(half, ((0, 0), pad, (0, 0)), constant_values=255) for half, pad in
               ((pixels[:, :cut], (width - cut, 0)), (pixels[:, cut:], (0, width - pixels.shape[1] + cut))))

@@ -273,7 +273,7 @@ def server(page):
     with serve(page.parent) as address: yield address
 
 def test_nothing_comes_from_another_address_and_nothing_after_the_page(browser, page, server):
-    browser.open(page).driver.get(server)     # at the usual width
+    browser.open(page).load(server)     # at the usual width
     explorer = Explorer(browser)
     def loaded():
         urls = explorer.js("return performance.getEntriesByType('resource').map(e => e.name)")

@@ -24,9 +24,9 @@ SEARCHES = {
 def address(site):
     with serve(site) as address: yield address
 
-def found(driver, address, words):
+def found(browser, address, words):
     "Return the pages that a search for `words` finds, best first."
-    driver.get(f'{address}search.html?q={quote(words)}')
+    driver = browser.load(f'{address}search.html?q={quote(words)}').driver
     def summary(driver): return driver.find_element(By.CSS_SELECTOR, '.search-summary').text
     WebDriverWait(driver, 30).until(lambda driver: 'finished' in summary(driver) or 'match' in summary(driver))
     links = driver.find_elements(By.CSS_SELECTOR, 'ul.search li > a')
@@ -34,9 +34,9 @@ def found(driver, address, words):
 
 @pytest.mark.parametrize('words', SEARCHES)
 def test_a_search_has_its_page_first(browser, address, words):
-    assert found(browser.driver, address, words)[:1] == [SEARCHES[words]]
+    assert found(browser, address, words)[:1] == [SEARCHES[words]]
 
-def test_what_no_page_holds_is_not_found(browser, address): assert found(browser.driver, address, 'zebra') == []
+def test_what_no_page_holds_is_not_found(browser, address): assert found(browser, address, 'zebra') == []
 
 def test_the_page_for_contributors_is_not_found(browser, address):
-    assert 'design' not in found(browser.driver, address, 'module')
+    assert 'design' not in found(browser, address, 'module')

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 @contextmanager
 def started():
@@ -32,7 +33,14 @@ class Browser:
     def open(self, file, width=1280, mode='light'):
         self.show(width, mode)
         self.driver.get_log('browser')
-        self.driver.get(Path(file).as_uri())
+        return self.load(Path(file).as_uri())
+
+    def load(self, url):
+        "Load a page to its end: on busy cores, `get` may return while the page before is still shown."
+        self.driver.get(url)
+        loaded = 'return document.readyState === "complete" && location.href.startsWith(arguments[0])'
+        WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(loaded, url))
+        self.js('document.documentElement.style.scrollBehavior = "auto"')     # a click doesn't wait for a smooth one
         return self
 
     def show(self, width, mode='light'):
