@@ -68,7 +68,7 @@ def plot_run(
     learn # A `Learner` after `fit_one_cycle`
 ): # The figure
     "Draw LR and momentum of the last cycle side by side, and the loss below."
-    fig, axes = plt.subplot_mosaic([['lr', 'mom'], ['loss', 'loss']], figsize=(12, 7.5), layout='constrained')
+    fig, axes = plt.subplot_mosaic([['lr', 'mom'], ['loss', 'loss']], figsize=(9.2, 6.4), layout='constrained')
     learn.recorder.plot_lr(show_moms=True, ax=[axes['lr'], axes['mom']])
     learn.recorder.plot_loss(skip_start=0, show_epochs=True, ax=axes['loss'])
     axes['loss'].set(xlabel='batch', title='')

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 
 HYPER_NAMES = dict(lr='learning rate', mom='momentum', wd='weight decay', sqr_mom='squared momentum', eps='epsilon')
 
-MOST_POINTS = 1200   # The default picture is so many pixels wide
+MOST_POINTS = 1200   # More than a picture of the usual size has pixels
 THREE_DIGITS = '{:.3g}'.format
 PREVIEW = (7.6, 3.)   # Width and height in inches of a picture next to a table: its smallest type has 11 pixels
 
@@ -82,9 +82,11 @@ def _mark_peak(ax, x, values, peak, unit):
     "Mark `peak`, if it is one of `x`, with the value of the last group there."
     at = np.flatnonzero(x == peak)
     if not len(at): return
-    y = float(np.asarray(values, float).reshape(len(x), -1)[at[0], -1])
+    last = np.asarray(values, float).reshape(len(x), -1)[:, -1]
+    y = float(last[at[0]])
+    above = y >= last[-1]     # a hill's top, not a valley's bottom
     ax.plot(peak, y, 'o', color='C3', zorder=3)
-    ax.annotate(f'{y:.4g} at {unit} {round(peak, 2)}', (peak, y), xytext=(8, 6 if y >= np.max(values) else -12),
+    ax.annotate(f'{y:.4g} at {unit} {round(peak, 2)}', (peak, y), xytext=(8, 6 if above else -12),
                 textcoords='offset points', fontsize='small', color='C3')
 
 def _panels(n, ax, figsize):
@@ -94,7 +96,7 @@ def _panels(n, ax, figsize):
         if len(axes) != n: raise ValueError(f'ax must be {n} axes, one for each picture, got {len(axes)}')
         return axes
     rows, cols = -(-n // 2), min(n, 2)     # two side by side
-    _, axes = plt.subplots(rows, cols, figsize=figsize or (6 * cols, 3.8 * rows), squeeze=False, layout='constrained')
+    _, axes = plt.subplots(rows, cols, figsize=figsize or (4.6 * cols, 3.2 * rows), squeeze=False, layout='constrained')
     axes = axes.ravel().tolist()
     for empty in axes[n:]: empty.remove()
     return axes[:n]

@@ -129,3 +129,8 @@ def test_a_table_has_a_column_for_each_group():
     frame = batch_frame(dict(epoch=[0, 0], batch=[0, 1]), lr=[[.01, .1], [.02, .2]], mom=None, wd=[.01, .02])
     assert frame.to_dict('list') == dict(epoch=[0, 0], batch=[0, 1], lr_0=[.01, .02], lr_1=[.1, .2], wd=[.01, .02])
     assert list(batch_frame(dict(batch=[0]), lr=[[.1]])) == ['batch', 'lr']
+
+def test_the_mark_of_a_peak_stands_above_it_after_a_higher_one_too():
+    "As in the record of `fine_tune`; that of a valley stands below it."
+    lr, mom = plot_hypers(dict(lr=[.1, 1., .1, .4, .1], mom=[.95, .8, .95, .85, .95]), peak=3)
+    assert [ax.texts[0].get_position()[1] > 0 for ax in (lr, mom)] == [True, False]
