@@ -71,7 +71,7 @@ class LRComparison:
         figsize:tuple[float, float]|None=None # Width and height of new axes in inches
     ): # The axes
         "Draw the training loss of each cycle, smoothed, with its validation loss as a point at the end."
-        if ax is None: ax = plt.subplots(figsize=figsize or (5.4, 3.6), layout='constrained')[1]
+        if ax is None: ax = plt.subplots(figsize=figsize or (5.2, 3.6), layout='constrained')[1]
         curves, n = _smoothed(self.losses), len(self.losses)
         diverged = self.table.diverged
         ends = self.table.get('valid_loss', pd.Series(nan, self.table.index)).astype(float)

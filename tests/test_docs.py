@@ -127,6 +127,19 @@ def test_the_halves_of_a_picture_become_cells_which_say_what_is_in_them():
         (TWO, '#| echo: false\nplot()'), (ONE, LEFT_RIGHT))] == [2, 1]
     assert len({shown_width(half) for half in halves(TWO)}) == 1 and 350 <= shown_width(halves(TWO)[0]) < 390
 
+def test_a_picture_is_cut_at_the_gap_and_not_between_the_letters_of_a_label():
+    left, right = halves(panels((.1, .45), (.49, .495), (.498, .503), (.51, .9)))
+    ink = [(np.asarray(opened(half).convert('L')) < 128).any(0).sum() for half in (left, right)]
+    assert ink == pytest.approx([.35 * 1400, .4 * 1400], abs=2)
+
+def test_a_phone_shrinks_pictures_by_a_third_at_most():
+    "So that type of 12 points has 11 pixels there. What is drawn for a page without scripts, and in README, is wider."
+    pictures = [(path.name, half) for path in (ROOT / 'nbs').rglob('*.ipynb') if not re.match(r'\d', path.name)
+                for cell in nbformat.read(path, 4).cells for output in cell.get('outputs', [])
+                if 'image/png' in output.get('data', {}) for half in halves(output.data['image/png'])]
+    wide = [(name, shown_width(png)) for name, png in pictures if shown_width(png) > 360 * 3 / 2]
+    assert len(pictures) > 30 and [name for name, _ in wide] == ['understanding_the_1cycle_policy.ipynb']
+
 def test_a_picture_in_html_is_cut_too():
     html = with_halves(f'<p>x</p>{html_image(TWO)}')
     assert html.count('<img class="half"') == 2 and html.startswith('<p>x</p>') and 'alt="LR, on the right"' in html

@@ -259,10 +259,13 @@ def test_the_browser_sees_what_is_wrong(browser, tmp_path):
         <div style="width: 900px">wide</div>
         <style>pre { width: 90px; font-size: 14px; white-space: pre-wrap; line-height: 20px }</style>
         <div class="highlight-python"><pre>far too long a line of code</pre></div>
-        <div style="overflow: auto"><div style="width: 990px">table</div></div></article>
+        <div style="overflow: auto"><div style="width: 990px">table</div></div>
+        <table style="width: 4em; table-layout: fixed; font-size: 14px; word-break: break-all"><tr>
+        <td><code>a_long_name</code></td><td><code>0.123456</code></td></tr></table></article>
         <script src="https://localhost:9/a.js"></script><script>console.error("broken")</script>''', encoding='utf-8')
     browser.open(page, 400)
     assert [text[:12] for text in browser.wrapped_code] == ['far too long'] and browser.scrolling == [': table']
     assert browser.requests == ['https://localhost:9/a.js'] and browser.headings(1) == ['A']
+    assert browser.cut_names == ['a_long_name', '0.123456']
     assert browser.small_text == ['small'] and browser.overflow > 400 and browser.pictures[0][1] == 0
     assert any('broken' in message for message in browser.errors)

@@ -84,7 +84,7 @@ class Browser:
 
     @property
     def cut_names(self):
-        "The names in tables that a line breaks between two letters."
+        "The names in tables that a line breaks: on a phone within a word or a number, elsewhere at all."
         return self.js("""
             const top = (node, i) => {
                 const range = document.createRange();
@@ -92,15 +92,16 @@ class Browser:
                 range.setEnd(node, i + 1);
                 return range.getBoundingClientRect().top;
             };
-            const cut = new Set(), isWord = c => /[a-zA-Z0-9]/.test(c);
+            const cut = new Set(), isPhone = innerWidth <= 46 * 16;
+            const isWhole = pair => isPhone
+                ? /^[a-zA-Z0-9]{2}|[0-9][.]|[.][0-9]/.test(pair) && !/[a-z][A-Z]/.test(pair) : /^[^ -]\S/.test(pair);
             for (const code of document.querySelectorAll('article td code, article th code')) {
                 const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
                 while (walker.nextNode()) {
                     const node = walker.currentNode, text = node.textContent;
                     for (let i = 1; i < text.length; i++) {
-                        const within = isWord(text[i - 1]) && isWord(text[i])
-                            && !/[a-z][A-Z]/.test(text.slice(i - 1, i + 1));
-                        if (within && top(node, i) > top(node, i - 1) + 5) cut.add(text);
+                        const isBroken = top(node, i) > top(node, i - 1) + 5;
+                        if (isBroken && isWhole(text.slice(i - 1, i + 1))) cut.add(text);
                     }
                 }
             }
