@@ -13,7 +13,7 @@ import nox
 nox.options.sessions = ['tests']
 
 # The documentation is built with one set of versions, so its tests run in the pinned corner only.
-DOCS_TESTS = ['test_docs.py', 'test_notebooks.py', 'test_site.py']
+DOCS_TESTS = [f'test_{name}.py' for name in ('docs', 'notebooks', 'pages', 'site', 'explorer', 'search')]
 
 # Each torchvision is the one of its torch release. What fastai 2.8.7 and 2.8.8 need and don't declare is in
 # nbs/howto/versions.ipynb.
