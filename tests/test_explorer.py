@@ -23,7 +23,14 @@ FIRST = dict(cycle_len='10', n_batch='22', max_lr='0.1', div_factor='25', pct_st
 def page(site): return site / 'index.html'
 
 @pytest.fixture
-def explorer(browser, page): return Explorer(browser.open(page))
+def explorer(browser, page):
+    "The explorer as it is at first: on a page that is loaded once, and reset for each test."
+    reset = """const form = document.querySelector('.onecycle-explorer form');
+               document.querySelector('#pasted')?.remove();
+               form?.reset();
+               return form && location.href"""
+    if browser.width != 1280 or browser.js(reset) != page.as_uri(): browser.open(page)
+    return Explorer(browser)
 
 class Explorer:
     "The explorer on a page: moved by keys and pointer, and read back."

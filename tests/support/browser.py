@@ -27,7 +27,7 @@ def started():
 
 class Browser:
     "A browser window of a given width, in light or dark mode, and what it shows."
-    def __init__(self, driver): self.driver = driver
+    def __init__(self, driver): self.driver, self.width = driver, None
     def js(self, code): return self.driver.execute_script(code)
 
     def open(self, file, width=1280, mode='light'):
