@@ -59,19 +59,20 @@ def run(blocks, names, page):
     "Run `blocks` one after another, with the root of a hosted notebook's disk in this folder, and short epochs."
     for block in blocks:
         if '/kaggle/input/' in block: shutil.copytree('kaggle/working', 'kaggle/input/my-notebook')     # the input
-        here = re.sub("(?<=')/(?=content/|kaggle/)", '', block).replace('n_batch=1000', 'n_batch=10')
+        here = re.sub("(?<=')/(?=content/|kaggle/)", '', block)
+        here = re.sub(r'^(learn\.fi.*n_batch=)1000', r'\g<1>10', here, flags=re.M)
         exec(compile(here, page.name, 'exec'), names)
         plt.close('all')
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    "Stand-ins for what blocks need, by name; the clock goes on by half a minute at each look."
+    "Stand-ins for what blocks need, by name; the clock advances by a minute at each look."
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
     monkeypatch.setattr(subprocess, 'run', run_forked)
     monkeypatch.setattr('accelerate.notebook_launcher', launch_one)
     monkeypatch.setattr('fastai.distributed.setup_distrib', lambda gpu: None)     # which chooses a GPU
-    seconds = count(step=30)
+    seconds = count(step=60)
     monkeypatch.setattr(position, 'perf_counter', lambda: next(seconds))
     packages = {name: MagicMock() for name in PACKAGES}
     for name, package in packages.items(): monkeypatch.setitem(sys.modules, name, package)

@@ -94,7 +94,7 @@ class Browser:
             };
             const cut = new Set(), isPhone = innerWidth <= 46 * 16;
             const isWhole = pair => isPhone
-                ? /^[a-zA-Z0-9]{2}|[0-9][.]|[.][0-9]/.test(pair) && !/[a-z][A-Z]/.test(pair) : /^[^ -]\S/.test(pair);
+                ? /^[a-zA-Z0-9]{2}|[0-9][.]|[.][0-9]/.test(pair) && !/[a-z][A-Z]/.test(pair) : /^[^ -][^ ]/.test(pair);
             for (const code of document.querySelectorAll('article td code, article th code')) {
                 const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
                 while (walker.nextNode()) {
