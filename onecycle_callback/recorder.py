@@ -36,10 +36,12 @@ def _start_epoch_record(self:Recorder):
     if hasattr(self.learn, 'lr_finder'): return     # which trains nothing that lasts
     is_first = getattr(self, 'train_iter', 0) == 0
     lrs, losses = vars(self).get('lrs', []), vars(self).get('losses', [])
-    if is_first: self.hps, self.plan, self.cycle, self.parts, self.starts, self.loss_starts = {}, None, {}, [], {}, {}
+    if is_first:
+        vars(self).pop('hps', None)     # as in fastai, only a fit with a schedule has it
+        self.plan, self.cycle, self.parts, self.starts, self.loss_starts = None, {}, [], {}, {}
     if losses or is_first: self.batch_lrs, self.batch_losses = lrs, losses
     epoch = getattr(self, 'epoch', 0)
-    self.starts.setdefault(epoch, len(self.hps.get('lr', lrs)))
+    self.starts.setdefault(epoch, len(vars(self).get('hps', {}).get('lr', lrs)))
     self.loss_starts.setdefault(epoch, len(losses))
 
 # %% ../nbs/05_recorder.ipynb #33d98a90
@@ -155,7 +157,8 @@ def put_before(
 ):
     "Let the record begin with that of an earlier fit."
     recorder.parts = [before, last_record(recorder)]
-    recorder.hps = {name: before['hps'].get(name, []) + values for name, values in recorder.hps.items()}
+    hps, earlier = vars(recorder).get('hps', {}), before.get('hps', {})
+    recorder.hps = {name: earlier.get(name, []) + values for name, values in hps.items()}
 
 def _records(recorder):
     "Return the records of the last fit by name: one, or two of a `fine_tune`."

@@ -162,7 +162,7 @@ for n in (2, 3):
     assert rec.starts == {epoch: 12 * epoch for epoch in range(n)}
     rec.plot_lr()
 learn.fit(2)
-assert rec.hps == {} and rec.plan is None
+assert not hasattr(rec, 'hps') and rec.plan is None
 learn.fit_flat_cos(2, .1)
 rec.plot_sched()
 '''
