@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, signature
 from math import inf
 from numbers import Integral, Real
@@ -134,7 +134,8 @@ def _positional_names(params, n, aliases):
 def resolve_names(
     f, # A method
     args:tuple, # Positional arguments
-    kwargs:dict # Keyword arguments, `FASTAI_NAMES` among them
+    kwargs:dict, # Keyword arguments, `FASTAI_NAMES` among them
+    takes=None # `takes(name)` returns whether `f` takes a name that isn't in its signature; default none
 ) -> dict: # All of them under the names that `f` has for them
     """Return the arguments of a call of the method `f` by name.
 
@@ -150,7 +151,7 @@ def resolve_names(
     given = dict(zip(positional, args))
     for name, value in kwargs.items():
         arg = aliases.get(name, name)
-        if arg not in own:
+        if arg not in own and not (takes and takes(arg)):
             raise TypeError(f'{who} has no argument {name} (got {value!r}){_hint(name, own)}; '
                             f'it takes {", ".join(own)}')
         if arg in given:
@@ -168,11 +169,15 @@ def fastai_names(
 _Method = TypeVar('_Method', bound=Callable[..., Any])
 
 def accept_fastai_names(
-    f:_Method # A method that takes this package's names
+    f:_Method, # A method that takes this package's names, or a class of which `__init__` does
+    takes=None # `takes(self, name)` returns whether the method takes a name that isn't in its signature; default none
 ) -> _Method:
     "Make the method `f` accept `FASTAI_NAMES` by keyword too, as `resolve_names` does."
+    if isinstance(f, type):
+        f.__init__ = accept_fastai_names(f.__init__)   # type: ignore[misc]
+        return f
     @wraps(f)
-    def call(self, *args, **kwargs): return f(self, **resolve_names(f, args, kwargs))
+    def call(self, *args, **kwargs): return f(self, **resolve_names(f, args, kwargs, takes and partial(takes, self)))
     return call   # type: ignore[return-value]
 
 def as_code(

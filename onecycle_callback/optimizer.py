@@ -117,15 +117,15 @@ class OptAdapter:
             now = list(opt.hypers)
             return [float(g['lr']) for g in now], now[-1].get('mom') if with_mom else None
 
-        def lr_only(): return list(map(lr, groups(holder))), None
+        def lr_only(): return [*map(lr, groups(holder))], None
 
         def plain():
             now = groups(holder)
-            return list(map(lr, now)), now[-1][key]
+            return [*map(lr, now)], now[-1][key]
 
         def pair():
             now = groups(holder)
-            return list(map(lr, now)), now[-1][key][index]
+            return [*map(lr, now)], now[-1][key][index]
 
         if holder is None: return as_fastai
         if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return None     # on a GPU, to read one is to wait

@@ -1,10 +1,10 @@
 """How far a cycle is for the coming batch: by batches, by the optimizer's steps, or by the time that is left"""
 
-# A cycle is a curve over a position, from 0 at the first batch to the plan's `end` at the last. A plan knows which
-# batch it expects where; a position tells where the batch that comes really is.
+# A cycle is a curve over a position, from 0 at the first batch to its `end` at the last. A plan knows which batch it
+# expects where; a position tells where the batch that comes really is.
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from itertools import repeat
 from math import exp, inf
@@ -14,28 +14,10 @@ import numpy as np
 import pandas as pd
 
 from .fastai_internals import warn_user
-from .plot import MOST_POINTS
 from .processes import from_rank_0, world_size
-from .schedule import OneCyclePlan
+from .schedule import Curve, OneCyclePlan
 
 BLOCK_SIZE = 65536   # LRs computed at a time: 2 MB of Python floats
-
-def rows_at(
-    plan:OneCyclePlan, # The plan
-    positions:np.ndarray # Positions on its curve, shape (n,)
-) -> list[tuple]: # The LRs and the momentum, or `None`, of each
-    "Return what batches at `positions` train with."
-    lrs, moms = plan.follow(positions)
-    return list(zip(lrs.tolist(), repeat(None) if moms is None else moms.tolist()))
-
-def positions_of(
-    plan:OneCyclePlan, # The plan
-    numbers:np.ndarray, # Batches of a cycle whose epochs are all as long as theirs, shape (n,)
-    n_batch # The lengths of these epochs, a number or shape (n,)
-) -> np.ndarray: # Positions on the curve of `plan`, shape (n,)
-    "Return where batches of epochs of any length are: exactly as planned if it is the planned one."
-    last = plan.n_epoch * n_batch - 1
-    return np.where(n_batch == plan.n_batch, numbers, numbers * plan.end / np.maximum(last, 1))
 
 # fastai's GradientAccumulation counts samples: once there are `n_acc` of them, the optimizer steps, and the count
 # starts at 0 again. It continues from epoch to epoch, so a step may take batches of two.
@@ -48,69 +30,15 @@ class Accumulation:
     bs:int # Samples per batch
     last:int # Samples in the last batch of an epoch
 
-class BatchPosition:
-    """Count batches: each epoch takes an equal part of the cycle, however many batches it has.
+    @property
+    def takes_several(self) -> bool:
+        "Whether there are more batches than steps."
+        return self.n_acc > self.last
 
-    An epoch is passed as if all were as long as this one, so an epoch of the planned length is exactly where
-    the plan has it. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
-    def __init__(self,
-        plan:OneCyclePlan # The plan to follow
-    ):
-        self.plan = plan
-        self.lengths:dict[int, int] = {}     # the epochs whose length isn't the planned one
-        self.columns:dict[str, list] = {}    # what the record says of each batch beside its number
-        self._n_batch = plan.n_batch
-        self._rows:list[tuple] = []
-        self._first = self._before = 0       # number of the first of these rows, and of the first batch of this epoch
-
-    def enter_epoch(self,
-        epoch:int, # Its number
-        n_batch:int, # Its length
-        accumulation:Accumulation|None=None # How its batches become steps; `None` if each is one
-    ):
-        "Move to the first batch of an epoch."
-        plan = self.plan
-        if n_batch != plan.n_batch:
-            if not self.lengths:
-                warn_user(f'Epoch {epoch} has {n_batch} batches where {plan.n_batch} were planned: it takes the same '
-                          'part of the cycle, in steps of another size')
-            self.lengths[epoch] = n_batch
-        if n_batch != self._n_batch: self._n_batch, self._rows = n_batch, []
-        self._before = epoch * n_batch
-
-    def _compute(self, first):
-        "Compute a block of rows starting at batch `first` of a cycle whose epochs are all as long as this one."
-        stop = min(first + BLOCK_SIZE // self.plan.n_groups + 1, self.plan.n_epoch * self._n_batch)
-        numbers = np.arange(first, max(first + 1, stop))
-        self._first, self._rows = first, rows_at(self.plan, positions_of(self.plan, numbers, self._n_batch))
-
-    def row(self,
-        i:int # The number of the batch in its epoch
-    ) -> tuple: # Its LRs and its momentum
-        "Return what batch `i` of this epoch trains with."
-        k = self._before + i - self._first
-        if not 0 <= k < len(self._rows):
-            self._compute(self._before + i)
-            k = 0
-        return self._rows[k]
-
-    def drop_rows(self):
-        "Drop the rows to come."
-        self._rows = []
-
-    def note(self):
-        "Note the position of the batch that is recorded, in `columns`."
-
-    def state_dict(self) -> dict: # Plain values
-        "Return what leads back to this position."
-        return dict(lengths=self.lengths, columns=self.columns)
-
-    def load_state_dict(self,
-        state:dict # From `state_dict`
-    ):
-        "Go to the position of `state`, in the epoch that was entered."
-        self.lengths.update(state['lengths'])
-        for name, values in state['columns'].items(): self.columns[name][:] = values
+    @property
+    def per_step(self) -> int:
+        "Batches of the usual size that make a step."
+        return max(-(-self.n_acc // self.bs), 1)
 
 class Steps:
     "The steps of `n_epoch` epochs."
@@ -119,8 +47,8 @@ class Steps:
         n_epoch:int, # Number of epochs
         left_out:int=0 # Batches of the first epoch that are left out
     ):
-        n_acc, self.n_batch, bs, last = (getattr(accumulation, f.name) for f in fields(accumulation))
-        full, self._per_step = self.n_batch - 1, max(-(-n_acc // bs), 1)
+        n_acc, self.n_batch, bs, last = astuple(accumulation)
+        full, self._per_step = self.n_batch - 1, accumulation.per_step
         steps, firsts, counted = [0], [], -left_out * bs
         for _ in range(n_epoch):
             first = max(-((counted - n_acc) // bs), 1)     # the first step comes after so many batches of this epoch
@@ -149,6 +77,8 @@ class Steps:
         taken = self._firsts[epoch] + (step - self._steps[epoch] - 1) * self._per_step
         return epoch * self.n_batch + int(min(taken, self.n_batch))
 
+# Plans whose batches aren't at 0, 1, 2, … on the curve
+
 @dataclass(frozen=True)
 class SteppedPlan(OneCyclePlan):
     """A `schedule` whose values change from step to step of the optimizer, for which several batches are accumulated.
@@ -163,13 +93,13 @@ class SteppedPlan(OneCyclePlan):
         return Steps(self.accumulation, self.n_epoch)
 
     @property
-    def n_steps(self): return max(self.steps.total, 1)
+    def _n_steps(self): return max(self.steps.total, 1)
 
-    def batch_of(self, position): return self.steps.first_batch(int(position))
+    def positions(self, batches, n_batch=None): return self.steps.before(batches)
 
-    def positions(self, batches): return self.steps.before(batches)
+    def _batch_of(self, position): return self.steps.first_batch(int(position))
 
-    def columns(self, batches): return super().columns(batches) | dict(step=self.positions(batches))
+    def _where(self, batches): return super()._where(batches) | dict(step=self.positions(batches))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -177,61 +107,6 @@ class SteppedPlan(OneCyclePlan):
         firsts = np.arange(0, len(self), self.n_batch)
         steps = dict(step_first=self.positions(firsts), step_last=self.positions(firsts + self.n_batch - 1))
         return pd.DataFrame(steps).rename_axis('epoch').join(super().table)
-
-class StepPosition(BatchPosition):
-    """Count steps: the batches between two steps have the position of the step that they are accumulated for.
-
-    Which step it is, of how many, follows from the samples in the batches of this epoch, as if all epochs were like it.
-    Where the steps come otherwise, for example after an epoch that was cut short, those that are left are counted from
-    here, so the last one is at the end."""
-    def __init__(self,
-        plan:SteppedPlan, # The plan to follow
-        accumulating # The fastai `GradientAccumulation`, which counts samples
-    ):
-        super().__init__(plan)
-        self.accumulating, self.columns = accumulating, dict(step=[], position=[])
-        self._accumulation, self._steps = plan.accumulation, plan.steps
-        self.step, self.position = 0, 0.
-        self._row:tuple|None = None
-
-    def enter_epoch(self, epoch, n_batch, accumulation=None):
-        "Move to the first batch of an epoch."
-        super().enter_epoch(epoch, n_batch)
-        if accumulation != self._accumulation:
-            self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
-
-    def _locate(self, batch):
-        "Find the step that is accumulated for from `batch` on."
-        steps, plan = self._steps, self.plan
-        self.step = int(steps.before(batch))
-        if batch == 0 or steps.before(batch - 1) < self.step: n_left = steps.total - self.step
-        else:
-            epoch, i = divmod(batch, steps.n_batch)
-            n_left = Steps(self._accumulation, plan.n_epoch - epoch, i).total
-        last = max(self.step + n_left, self.step + 1) - 1
-        self.position = self.step if last == plan.end else self.step * plan.end / max(last, 1)
-
-    def row(self, i):
-        "Return what batch `i` of this epoch trains with: the same as the one before it, unless a step came in between."
-        if self._row is None or self.accumulating.count == 0:
-            self._locate(self._before + i)
-            self._row = rows_at(self.plan, np.array([self.position]))[0]
-        return self._row
-
-    def note(self):
-        "Note the step and the position of the batch that is recorded."
-        self.columns['step'].append(self.step)
-        self.columns['position'].append(self.position)
-
-    def state_dict(self) -> dict:
-        "Return what leads back to this position, in the middle of a step too."
-        return super().state_dict() | dict(step=self.step, position=self.position)
-
-    def load_state_dict(self, state):
-        "Go to the position of `state`."
-        super().load_state_dict(state)
-        self.step, self.position = state['step'], state['position']
-        self._row = rows_at(self.plan, np.array([self.position]))[0]
 
 N_ROWS = 1001   # of a table over time
 
@@ -249,28 +124,20 @@ class TimedPlan(OneCyclePlan):
     @property
     def length(self): return dict(minutes=self.minutes)
 
-    @property
-    def n_steps(self): return self.minutes     # of one minute
+    @cached_property
+    def curve(self): return Curve(self.schedule, self.n_groups, self.schedule.pct_start * self.minutes, self.minutes)
 
-    @property
-    def end(self): return self.minutes
+    def positions(self, rows, n_batch=None): return rows / (N_ROWS - 1) * self.minutes
 
-    @property
-    def top(self): return self.schedule.pct_start * self.minutes
-
-    def batch_of(self, position): return position     # the unit is the minute
-
-    def positions(self, batches): return batches / (N_ROWS - 1) * self.minutes
-
-    def sample(self, most, keep=()): return np.union1d(np.linspace(0, self.minutes, most), keep)
+    def _batch_of(self, position): return position     # the peak is at a minute
 
     def at(self,
         minutes:Iterable # Minutes since the beginning, shape (n,)
     ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
         "Return the LR and momentum at `minutes`; after the end, its values stay."
-        return self.follow(minutes)
+        return self.curve.at(minutes)
 
-    def columns(self, batches): return dict(minute=self.positions(batches))
+    def _where(self, rows): return dict(minute=self.positions(rows))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -279,9 +146,128 @@ class TimedPlan(OneCyclePlan):
 
     def picture(self):
         "Return the arguments with which `plot_hypers` draws this plan."
-        minutes = self.sample(MOST_POINTS, self.knots)
-        return dict(hypers=dict(zip(self._hyper_names, self.at(minutes))), batches=minutes, peak=self.peak,
-                    unit=self.unit)
+        return self._drawn(np.union1d(self.positions(np.arange(N_ROWS)), self.curve.knots))
+
+# Positions of a fit in its plan
+
+class Position:
+    "Where the coming batch is in a plan, and what it trains with."
+    def __init__(self,
+        plan:OneCyclePlan, # The plan to follow
+        accumulating=None # The fastai `GradientAccumulation` of the fit, if it has one
+    ):
+        self.plan, self.accumulating = plan, accumulating
+        self.lengths:dict[int, int] = {}     # the epochs whose length isn't the planned one
+        self.columns:dict[str, list] = {}    # what the record says of each batch beside its number
+        self.step, self.position = 0, 0.     # of the batch, if there are columns
+
+    def enter_epoch(self,
+        epoch:int, # Its number
+        n_batch:int, # Its length
+        accumulation:Accumulation|None=None # How its batches become steps; `None` if each is one
+    ):
+        "Move to the first batch of an epoch."
+
+    def row(self,
+        i:int # The number of the batch in its epoch
+    ) -> tuple: # Its LRs and its momentum
+        "Return what batch `i` of this epoch trains with."
+        raise NotImplementedError
+
+    def note(self,
+        is_step:bool # Whether the optimizer has made a step with it
+    ):
+        "Add a row to `columns` for the batch that is recorded."
+
+    def _rows_at(self, positions):
+        "Return what batches at `positions` on the curve train with, as Python floats."
+        lrs, moms = self.plan.curve.at(positions)
+        return list(zip(lrs.tolist(), repeat(None) if moms is None else moms.tolist()))
+
+    def state_dict(self) -> dict: # Plain values
+        "Return what leads back to this position."
+        return dict(lengths=self.lengths, columns=self.columns, step=self.step, position=self.position)
+
+    def load_state_dict(self,
+        state:dict # From `state_dict`
+    ):
+        "Go to the position of `state`, in the epoch that was entered."
+        self.lengths.update(state['lengths'])
+        for name, values in state['columns'].items(): self.columns[name][:] = values
+        self.step, self.position = state['step'], state['position']
+
+class BatchPosition(Position):
+    """Count batches: each epoch takes an equal part of the cycle, however many batches it has.
+
+    An epoch is passed as if all were as long as this one, so an epoch of the planned length is where the plan has it,
+    to the last bit. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
+    def __init__(self, plan, accumulating=None):
+        super().__init__(plan, accumulating)
+        self._n_batch = plan.n_batch
+        self._rows:list[tuple] = []
+        self._first = self._before = 0       # number of the first of these rows, and of the first batch of this epoch
+
+    def enter_epoch(self, epoch, n_batch, accumulation=None):
+        planned = self.plan.n_batch
+        if n_batch != planned:
+            if not self.lengths:
+                warn_user(f'Epoch {epoch} has {n_batch} batches where {planned} were planned: it takes the same part '
+                          'of the cycle, in steps of another size')
+            self.lengths[epoch] = n_batch
+        if n_batch != self._n_batch: self._n_batch, self._rows = n_batch, []
+        self._before = epoch * n_batch
+
+    def row(self, i):
+        k = self._before + i - self._first
+        if 0 <= k < len(self._rows): return self._rows[k]
+        self._first = first = self._before + i
+        # One call of NumPy per batch would cost more than all else that happens at a batch
+        stop = min(first + BLOCK_SIZE // self.plan.n_groups + 1, self.plan.n_epoch * self._n_batch)
+        numbers = np.arange(first, max(first + 1, stop))
+        self._rows = self._rows_at(self.plan.positions(numbers, self._n_batch))
+        return self._rows[0]
+
+class StepPosition(BatchPosition):
+    """Count steps: the batches between two steps have the position of the step that they are accumulated for.
+
+    Which step it is, of how many, follows from the samples in the batches of this epoch, as if all epochs were like it.
+    Where the steps come otherwise, for example after an epoch that was cut short, those that are left are counted from
+    here, so the last one is at the end."""
+    def __init__(self, plan, accumulating):
+        super().__init__(plan, accumulating)
+        self.columns = dict(step=[], position=[])
+        self._accumulation, self._steps = plan.accumulation, plan.steps
+        self._row:tuple|None = None
+
+    def enter_epoch(self, epoch, n_batch, accumulation=None):
+        super().enter_epoch(epoch, n_batch)
+        if accumulation != self._accumulation:
+            self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
+
+    def row(self, i):
+        if self._row is None or self.accumulating.count == 0:
+            self._locate(self._before + i)
+            self._row, = self._rows_at([self.position])
+        return self._row
+
+    def _locate(self, batch):
+        "Find the step that is accumulated for from `batch` on."
+        steps, end = self._steps, self.plan.curve.end
+        self.step = int(steps.before(batch))
+        if batch == 0 or steps.before(batch - 1) < self.step: n_left = steps.total - self.step     # as expected
+        else:
+            epoch, i = divmod(batch, steps.n_batch)
+            n_left = Steps(self._accumulation, self.plan.n_epoch - epoch, i).total
+        last = max(self.step + n_left, self.step + 1) - 1
+        self.position = self.step if last == end else self.step * end / max(last, 1)
+
+    def note(self, is_step):
+        self.columns['step'].append(self.step)
+        self.columns['position'].append(self.position)
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._row, = self._rows_at([self.position])     # the resumed batch may be one of a step that has begun
 
 class Pace:
     "How long a batch takes: the mean over those of the last `memory` seconds, which a single stall barely moves."
@@ -306,31 +292,40 @@ class Pace:
 
 SYNC_SECONDS, SYNC_BATCHES, MOST_AHEAD = 0.5, 16, 512
 
-class TimePosition:
+class TimePosition(Position):
     """Move by the fraction of the work that is left: a batch is one of as many as fit into the rest of the budget.
 
     The rest is what isn't used up, without the validations to come. So a slow start, a stall or another pace changes
-    the size of the steps, and never the position itself, and the last batch is at the end. Rank 0 says how much is
-    left. Until it is asked again, all processes move in equal steps."""
+    the size of the steps, and never the position itself, and the last batch is at the end. If gradients are
+    accumulated, the batches of a step stay where its first one is. Rank 0 says how much is left. Until it is asked
+    again, all processes move in equal steps."""
+    plan:TimedPlan
     _STATE = ('n', 'n_in_epoch', 'n_batch', 'used', 'seconds', 'is_last', 'is_set', 'ended', 'gaps', 'fractions', 'k',
-              'n_at_end')
+              'n_at_end', 'fraction')
 
     def __init__(self,
         plan:TimedPlan, # The plan to follow
-        n_valid:int # Number of validation batches, 0 if it is unknown
+        n_valid:int, # Number of validation batches, 0 if it is unknown
+        accumulating=None, # The fastai `GradientAccumulation` of the fit, if it has one
+        per_step:int=1 # Number of batches that make a step of the optimizer
     ):
-        self.plan, self.n_valid, self.budget = plan, n_valid, 60 * plan.minutes
-        self.lengths:dict = {}
-        self.columns:dict[str, list] = dict(minute=[], position=[])
+        super().__init__(plan, accumulating)
+        self.n_valid, self.per_step, self.budget = n_valid, per_step, 60 * plan.minutes
+        self.columns = dict(minute=[], position=[]) | ({} if accumulating is None else dict(step=[]))
         self.pace = Pace(self.budget / 10)
         self.gaps:list[float] = []            # seconds between epochs
-        self.n = self.n_in_epoch = 0          # batches that have begun
+        # Batches that had begun when rank 0 was asked, and those of them in this epoch
+        self.n = self.n_in_epoch = 0
         self.n_batch:float = plan.n_batch     # expected in an epoch
         self.used = self.seconds = 0.         # when rank 0 was asked: the time that was used up, and seconds per batch
         self.fractions, self.k = [0.], -1     # positions of the batches from there on, of which the `k`th has begun
-        self.is_last, self.is_set, self.n_at_end = False, False, 0     # `is_set`: whether a batch trains at the end
+        self.fraction = 0.                    # of this batch: 0 is the start of the cycle, 1 the end
+        # Whether this is the last epoch, whether a step trains at the end, and how many batches could have
+        self.is_last, self.is_set, self.n_at_end = False, False, 0
         self.ended:float|None = None     # when the loop over the last epoch ended by itself
-        self._began, self._is_alone, self._deadline = perf_counter(), world_size() == 1, 0.
+        self._began, self._is_alone = perf_counter(), world_size() == 1
+        self._look_at = 0.     # when the clock says so, a process that is alone asks itself
+        self._row:tuple|None = None     # of this step
         self._compute()
 
     @property
@@ -339,14 +334,16 @@ class TimePosition:
         return perf_counter() - self._began
 
     @property
-    def fraction(self) -> float:
-        "How far the cycle is: 0 at the first batch, 1 at the last one."
-        return self.fractions[self.k]
+    def n_begun(self) -> int:
+        "The number of batches that have begun."
+        return self.n + self.k + 1
 
     @property
     def is_over(self) -> bool:
-        "Whether a batch trains with the values of the end, or an epoch's worth of them were cancelled before."
-        return self.is_set or self.n_at_end > self.plan.n_batch
+        "Whether a step was made with the values of the end, or an epoch's worth of batches were cancelled before."
+        if self.fraction < 1: return False
+        is_made = self.is_set and (self.accumulating is None or self.accumulating.count == 0)
+        return is_made or self.n_at_end > max(self.plan.n_batch, 2 * self.per_step)
 
     def is_up(self) -> bool:
         "Return whether the time is up."
@@ -357,23 +354,22 @@ class TimePosition:
     ) -> bool: # Whether rank 0 was asked
         "Move to the coming batch."
         self.k += 1
-        asks = starts_epoch or self.k == len(self.fractions) or self._is_alone and self.now > self._deadline
-        if asks: self._ask(starts_epoch)
-        self.n, self.n_in_epoch = self.n + 1, self.n_in_epoch + 1
-        self.n_at_end += self.fraction == 1
-        return asks
+        is_due = starts_epoch or self.k == len(self.fractions) or self._is_alone and perf_counter() > self._look_at
+        if is_due: self._ask(starts_epoch)
+        self.fraction = self.fractions[self.k]
+        return is_due
 
     def _ask(self, starts_epoch):
         "Compute the positions of the coming batches from what is left now."
-        before = self.fractions[self.k - 1]
+        self.n, self.n_in_epoch = self.n + self.k, self.n_in_epoch + self.k
         self.used, self.seconds, left, n_ahead, self.is_last = from_rank_0(partial(self._estimate, starts_epoch))
         if starts_epoch: self.n_in_epoch, self.ended = 0, None
-        if left < 1.5 and self.n: self.fractions = [1.]
-        else: self.fractions = (before + (1 - before) * np.arange(1, n_ahead + 1) / left).tolist()
-        self.k, self._deadline = 0, self.used + SYNC_SECONDS
+        if left < 1.5 and self.n: self.fractions, self.n_at_end = [1.], self.n_at_end + 1
+        else: self.fractions = (self.fraction + (1 - self.fraction) * np.arange(1, n_ahead + 1) / left).tolist()
         self._compute()
+        self.k, self._look_at = 0, self._began + self.used + SYNC_SECONDS
 
-    def _compute(self): self._rows = rows_at(self.plan, np.array(self.fractions) * self.plan.minutes)
+    def _compute(self): self._rows = self._rows_at(np.array(self.fractions) * self.plan.minutes)
 
     def _estimate(self, starts_epoch):
         "Return time used, seconds per batch, number of batches left, how many to compute, if this epoch is the last."
@@ -419,15 +415,16 @@ class TimePosition:
         return self._n_more(now, pace, n_in_epoch, self._gap(pace, True)) == 0
 
     def _left(self, now, pace, n_in_epoch, is_last):
-        "Return how many batches fit into the time that validations leave."
+        "Return how many batches there are until the end is reached: at the first batch of the last step."
         gap = self._gap(pace, is_last)
         n_more = 0 if is_last else self._n_more(now, pace, n_in_epoch, gap)
-        return (self.budget - now - (n_more + 1) * gap) / pace
+        return (self.budget - now - (n_more + 1) * gap) / pace - (self.per_step - 1)
 
     def ends_epoch(self) -> bool:
         "Return whether another epoch fits in; if not, this one goes on until the time is up."
         def is_last():
-            return self._is_last(self.now, self.pace.mean or (self.now - self.used) / (self.k + 1), self.n_in_epoch)
+            n = self.k + 1     # batches since rank 0 was asked
+            return self._is_last(self.now, self.pace.mean or (self.now - self.used) / n, self.n_in_epoch + n)
         if not self.is_last: self.is_last = from_rank_0(is_last)
         return not self.is_last
 
@@ -435,33 +432,29 @@ class TimePosition:
         "Note that the loop over an epoch has ended."
         self.ended = self.now
 
-    def enter_epoch(self, epoch, n_batch, accumulation=None): "Leave it to `advance`."
+    def row(self, i):
+        if self.accumulating is None or self._row is None or self.accumulating.count == 0:
+            self._row, self.is_set = self._rows[self.k], self.fraction == 1
+            self.position = self.fraction * self.plan.minutes
+        return self._row
 
-    def row(self,
-        i:int # The number of the batch in its epoch
-    ) -> tuple: # Its LRs and its momentum
-        "Return what the coming batch trains with."
-        self.is_set = self.fraction == 1
-        return self._rows[self.k]
+    def note(self, is_step):
+        columns = self.columns
+        columns['minute'].append((self.used + self.k * self.seconds) / 60)     # by the reckoning of all processes
+        columns['position'].append(self.position)
+        if self.accumulating is None: return
+        columns['step'].append(self.step)
+        self.step += is_step
 
-    def drop_rows(self): self._rows = []
+    def state_dict(self):
+        state = super().state_dict() | {name: getattr(self, name) for name in self._STATE}
+        return state | dict(now=self.now, pace=(self.pace.n, self.pace.seconds))
 
-    def note(self):
-        "Note the time and the position of the batch that is recorded."
-        self.columns['minute'].append((self.used + self.k * self.seconds) / 60)
-        self.columns['position'].append(self.fraction * self.plan.minutes)
-
-    def state_dict(self) -> dict: # Plain values
-        "Return what leads back to this position, with the time that is left."
-        state = {name: getattr(self, name) for name in self._STATE}
-        return state | dict(columns=self.columns, now=self.now, pace=(self.pace.n, self.pace.seconds))
-
-    def load_state_dict(self,
-        state:dict # From `state_dict`
-    ):
-        "Go to the position of `state`."
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
         for name in self._STATE: setattr(self, name, state[name])
-        for name, values in state['columns'].items(): self.columns[name][:] = values
         self.pace.n, self.pace.seconds = state['pace']
-        self._began, self._deadline = perf_counter() - state['now'], inf
+        # The steps that rank 0 had told are used up first, as in an uninterrupted run
+        self._began, self._look_at = perf_counter() - state['now'], inf
         self._compute()
+        self._row, = self._rows_at([self.position])

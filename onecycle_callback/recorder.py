@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .plot import batch_frame, batches_to_draw, epochs_to_mark, extremes, join_frames, join_pictures, plot_hypers
-from .position import positions_of
 
 # %% ../nbs/05_recorder.ipynb #06c0ec44
 @patch
@@ -50,15 +49,6 @@ def __getstate__(self:Recorder):
     "Return what is pickled of a `Recorder`: everything but the plan."
     return self.__dict__ | dict(plan=None, parts=[])
 
-# %% ../nbs/05_recorder.ipynb #8964f8a8
-def _batch_numbers(starts, places, n_batch, lengths={}):
-    "Return the number of the batches at `places` in the record, from where epochs start and their lengths."
-    epochs, firsts = np.array(list(starts)), np.array(list(starts.values()))
-    others = np.array(list(lengths)), np.array([length - n_batch for length in lengths.values()], int)
-    before = epochs * n_batch + ((others[0] < epochs[:, None]) * others[1]).sum(1)
-    epoch = np.searchsorted(firsts, places, 'right') - 1
-    return before[epoch] + places - firsts[epoch]
-
 # %% ../nbs/05_recorder.ipynb #723396b8
 class _Record:
     "The batches of a fit: where they were, and with what they were trained."
@@ -69,60 +59,56 @@ class _Record:
         self.starts, cycle = fields.get('starts', {}), fields.get('cycle', {})
         self.lengths, self.columns, self.changed = (cycle.get(k, {}) for k in ('lengths', 'columns', 'changed'))
         self.n = min(map(len, self.hps.values()))   # a fit that died within a batch may have it for one scheduler only
+        self.smooth = () if self.plan is None or self.changed else self.plan.curve.names
 
-    def _epochs(self, places):
-        "Return the epoch of each of `places`, and the place of its first batch."
+    def _locate(self, places):
+        "Return the epoch of the batch at each of `places` in the record, and which of its batches it is."
         epochs, firsts = np.array(list(self.starts)), np.array(list(self.starts.values()))
         i = np.searchsorted(firsts, places, 'right') - 1
-        return epochs[i], firsts[i]
+        return epochs[i], places - firsts[i]
 
     def numbers(self, places):
-        "Return the number of each batch, counted over the whole cycle."
-        if self.plan is None or 'minute' in self.columns: return places
-        return _batch_numbers(self.starts, places, self.plan.n_batch, self.lengths)
+        "Return the number of each batch in the cycle, where an epoch that was skipped or cut short leaves a gap."
+        if self.plan is None or self.plan.unit in self.columns: return places
+        epochs, batches = self._locate(places)
+        others = sorted(self.lengths)     # the epochs whose length isn't the planned one
+        longer = np.cumsum([0, *(self.lengths[epoch] - self.plan.n_batch for epoch in others)])
+        return epochs * self.plan.n_batch + longer[np.searchsorted(others, epochs)] + batches
 
     def positions(self, places):
-        "Return where in the plan each batch is."
-        if 'position' in self.columns: return np.array([self.columns['position'][i] for i in places.tolist()])
-        epochs, firsts = self._epochs(places)
+        "Return where on the curve of the plan each batch is."
+        if 'position' in self.columns: return np.array(_at(self.columns['position'], places))
+        epochs, batches = self._locate(places)
         n_batch = np.array([self.lengths.get(epoch, self.plan.n_batch) for epoch in epochs.tolist()])
-        return positions_of(self.plan, epochs * n_batch + places - firsts, n_batch)
+        return self.plan.positions(epochs * n_batch + batches, n_batch)
 
     def axis(self, places):
         "Return what batches are drawn over."
         if self.plan is None or self.plan.unit not in self.columns: return self.numbers(places)
-        return np.array([self.columns[self.plan.unit][i] for i in places.tolist()])
+        return np.array(_at(self.columns[self.plan.unit], places))
 
-    def lrs(self, places):
-        "Return the LRs of all parameter groups, shape (places, groups), or those of the last if there is no plan."
-        if self.plan is None:
-            lrs = self.hps.get('lr', self.batch_lrs)
-            return [lrs[i] for i in places.tolist()]
-        lrs = self.plan.follow(self.positions(places))[0]
+    def values(self, name, places):
+        "Return the values of the hyper-parameter `name`; of the LR those of all parameter groups, if there is a plan."
+        if name != 'lr' or self.plan is None: return _at(self.hps.get(name, self.batch_lrs), places)
+        lrs = self.plan.curve.at(self.positions(places))[0]
         for i in np.flatnonzero(np.isin(places, list(self.changed))): lrs[i] = self.changed[places[i]]
         return lrs
 
-    def values(self, name, places):
-        "Return the values of the hyper-parameter `name`."
-        return self.lrs(places) if name == 'lr' else [self.hps[name][i] for i in places.tolist()]
-
-    def knots(self):
-        "Return the places at which the phases of the plan end, or the next batch if a phase ends at none."
-        def position(place): return self.positions(np.array([place]))[0]
-        return [] if self.plan is None else [bisect_left(range(self.n), knot, key=position) for knot in self.plan.knots]
-
     def picture(self, names):
         "Return the arguments with which `plot_hypers` draws the hyper-parameters `names`."
-        smooth = () if self.plan is None or self.changed else self.plan._hyper_names
-        knots, marks = self.knots(), epochs_to_mark(self.starts).values()
-        spikes = [extremes(self.hps[name][:self.n]) for name in names if name not in smooth]
-        places = np.unique(np.concatenate([batches_to_draw(self.n, [*knots, *marks]), *spikes]))
+        def position(place): return self.positions(np.array([place]))[0]
+        curve = None if self.plan is None else self.plan.curve
+        # The first batch that is at a knot, or beyond it if none is
+        knots = [] if curve is None else [bisect_left(range(self.n), knot, key=position) for knot in curve.knots]
+        spikes = [extremes(self.hps[name][:self.n]) for name in names if name not in self.smooth]
+        keep = [*knots, *epochs_to_mark(self.starts).values()]
+        places = np.unique(np.concatenate([batches_to_draw(self.n, keep), *spikes]))
         starts = np.minimum(list(self.starts.values()), self.n - 1)
         picture = dict(hypers={name: self.values(name, places) for name in names}, batches=self.axis(places),
                        epochs=dict(zip(self.starts, self.axis(starts).tolist())))
-        if self.plan is None: return picture
-        top = [place for place in knots if place < self.n and self.positions(np.array([place]))[0] == self.plan.top]
-        return picture | dict(unit=self.plan.unit, peak=self.axis(np.array(top[:1]))[0] if top else None)
+        if curve is None: return picture
+        top = [place for place in knots if place < self.n and position(place) == curve.top][:1]
+        return picture | dict(unit=self.plan.unit, peak=self.axis(np.array(top))[0] if top else None)
 
     def frame(self):
         "Return a table with one row per batch."
@@ -130,8 +116,8 @@ class _Record:
         others = {name: values[:self.n] for name, values in self.hps.items() if name not in ('lr', 'mom')}
         where = {name: values[:self.n] for name, values in self.columns.items() if name != 'position'}
         mom = self.hps['mom'][:self.n] if 'mom' in self.hps else None
-        return batch_frame(dict(epoch=self._epochs(places)[0], batch=self.numbers(places)) | where,
-                           lr=self.lrs(places), mom=mom, train_loss=self.train_losses(), **others)
+        return batch_frame(dict(epoch=self._locate(places)[0], batch=self.numbers(places)) | where,
+                           lr=self.values('lr', places), mom=mom, train_loss=self.train_losses(), **others)
 
     def train_losses(self):
         "Return the training losses, `nan` for a batch that fastai has none of; `None` if the data has no targets."
@@ -142,6 +128,8 @@ class _Record:
             part = known[first:end][:stop - start]
             losses[start:start + len(part)] = part
         return losses
+
+def _at(values, places): return [values[i] for i in places.tolist()]     # of lists too long for an array
 
 _PARTS = 'hps', 'plan', 'cycle', 'starts', 'loss_starts', 'batch_lrs', 'batch_losses'
 
@@ -156,9 +144,8 @@ def put_before(
     before:dict # The `last_record` of an earlier fit
 ):
     "Let the record begin with that of an earlier fit."
-    recorder.parts = [before, last_record(recorder)]
-    hps, earlier = vars(recorder).get('hps', {}), before.get('hps', {})
-    recorder.hps = {name: earlier.get(name, []) + values for name, values in hps.items()}
+    recorder.parts, hps = [before, last_record(recorder)], vars(recorder).get('hps', {})
+    recorder.hps = {name: before.get('hps', {}).get(name, []) + values for name, values in hps.items()}
 
 def _records(recorder):
     "Return the records of the last fit by name: one, or two of a `fine_tune`."

@@ -6,7 +6,7 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/schedule.html.md"""
 
 # %% auto #0
 __all__ = ['ANNEALS', 'MOMS', 'DIV_FACTOR', 'FRACTION', 'MOMENTUM', 'N_CHECKED', 'anneal_cos', 'anneal_linear', 'anneal_exp',
-           'OneCycleSchedule', 'OneCyclePlan']
+           'OneCycleSchedule', 'Curve', 'OneCyclePlan']
 
 # %% ../nbs/01_schedule.ipynb #941cdf07
 from collections.abc import Callable, Iterable
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from onecycle_callback.arguments import (
-    COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Bounds, as_arguments, as_code, as_list, check_flag, check_number,
-    check_whole)
+    COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_arguments, as_code, as_list, check_flag,
+    check_number, check_whole)
 from .explore import sliders
 from .plot import (
     PREVIEW, batch_frame, batches_to_draw, epochs_to_mark, figure_html, plot_hypers, table_html, table_text)
@@ -182,6 +182,7 @@ def _check_together(schedule):
     if schedule.moms and 0 in schedule.moms: raise ValueError(f'moms must be above 0 {never}, got {schedule.moms}')
 
 # %% ../nbs/01_schedule.ipynb #7a639e85
+@accept_fastai_names
 @dataclass(frozen=True, repr=False)
 class OneCycleSchedule:
     """The 1cycle policy with validated arguments, for any number of epochs, batches and parameter groups.
@@ -235,7 +236,7 @@ class OneCycleSchedule:
         "Return the LR at a fraction `pct` of the cycle."
         at = np.asarray(pct, float)
         n_groups = len(self.max_lr) if isinstance(self.max_lr, tuple) else 1
-        lrs = _follow(_phases_of(self, self.pct_start, 1., n_groups), at.reshape(-1))[n_groups - 1]
+        lrs = Curve(self, n_groups, self.pct_start, 1.).at(at.reshape(-1))[0][:, -1]
         return lrs.reshape(at.shape) if at.ndim else float(lrs[0])
 
     def plan(self,
@@ -261,17 +262,50 @@ def _peaks_of(schedule, n_groups:int) -> np.ndarray:
     return np.geomspace(first, last, n_groups) if n_groups > 1 else np.array([last])
 
 # %% ../nbs/01_schedule.ipynb #08a294cd
-def _phases_of(schedule, peak:float, last:float, n_groups:int) -> list[_Phase]:
-    "Return the phases of a cycle from position 0 over `peak` to `last`."
-    rise, fall = map(_curve, schedule._anneals)
-    top = _peaks_of(schedule, n_groups)
-    start = top / schedule.div_factor
-    first, low, rest = MOMS if schedule.moms is None else schedule.moms or ([], [], [])
-    def phase(position, lrs, mom, curve): return _Phase(position, np.append(lrs, mom)[:, None], curve)
-    phases = [phase(0, start, first, rise), phase(peak, top, low, rise)]
-    if schedule.three_phase and 0 < 2 * peak < last: phases.append(phase(2 * peak, start, rest, _mirrored(rise)))
-    if peak < last: phases.append(phase(last, top / schedule._end_div, rest, fall))
-    return phases
+class Curve:
+    "The LRs and the momentum of a schedule over a position, from 0 at the first batch over `top` to `end` at the last."
+    def __init__(self,
+        schedule:OneCycleSchedule, # What to follow
+        n_groups:int, # Number of parameter groups
+        top:float, # The position of the peak
+        end:float # The position of the end
+    ):
+        self.n_groups, self.top, self.end = n_groups, top, end
+        self.names = ('lr',) if schedule.moms is False else ('lr', 'mom')
+        rise, fall = map(_curve, schedule._anneals)
+        peaks = _peaks_of(schedule, n_groups)
+        start, final = peaks / schedule.div_factor, peaks / schedule._end_div
+        first, low, rest = MOMS if schedule.moms is None else schedule.moms or ([], [], [])
+        def phase(position, lrs, mom, curve): return _Phase(position, np.append(lrs, mom)[:, None], curve)
+        self._phases = [phase(0, start, first, rise), phase(top, peaks, low, rise)]
+        if schedule.three_phase and 0 < 2 * top < end:
+            self._phases.append(phase(2 * top, start, rest, _mirrored(rise)))
+        if top < end: self._phases.append(phase(end, final, rest, fall))
+
+    @property
+    def knots(self) -> list:
+        "The positions at which phases meet."
+        return [phase.end for phase in self._phases]
+
+    def values(self,
+        positions:Iterable, # Shape (n,)
+        first_group:int=0 # The groups before it are left out
+    ) -> np.ndarray: # Shape (values, n): the LR of each group, then the momentum, if there is one
+        "Return the values at `positions`; after the end, its values stay."
+        phases = [phase._replace(values=phase.values[first_group:]) for phase in self._phases]
+        return _follow(phases, np.asarray(positions, float))
+
+    def split(self,
+        values:np.ndarray # Shape (values, n)
+    ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, groups), and momentums, shape (n,), or `None`
+        "Return the LRs and the momentum in `values`."
+        return values[:self.n_groups].T, values[-1] if 'mom' in self.names else None
+
+    def at(self,
+        positions:Iterable # Shape (n,)
+    ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, groups), and momentums, shape (n,), or `None`
+        "Return the LRs and the momentum at `positions`."
+        return self.split(self.values(positions))
 
 # %% ../nbs/01_schedule.ipynb #d27ca956
 @dataclass(frozen=True)
@@ -288,14 +322,16 @@ class OneCyclePlan:
     def __post_init__(self):
         for name in ('n_epoch', 'n_batch', 'n_groups'):
             object.__setattr__(self, name, check_whole(name, getattr(self, name)))
-        positions = self.sample(N_CHECKED, keep=self.knots)
-        if any(map(callable, self.schedule._anneals)): self.follow(positions)
+        curve = self.curve     # raises if `max_lr` is for another number of groups
+        if not any(map(callable, self.schedule._anneals)): return
+        some = self.positions(batches_to_draw(len(self), most=N_CHECKED))
+        curve.at(np.union1d(some, curve.knots))
 
     def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # without what is computed
 
     def __len__(self): return self.n_epoch * self.n_batch
 
-    unit = 'batch'   # What pictures are drawn over
+    unit = 'batch'   # What `at` takes, and pictures are drawn over
 
     @property
     def length(self) -> dict:
@@ -303,80 +339,48 @@ class OneCyclePlan:
         return dict(cycle_len=self.n_epoch)
 
     @property
-    def n_steps(self) -> int:
-        "Number of steps that the curve consists of: one per batch."
-        return len(self)
+    def _n_steps(self): return len(self)     # of the curve
 
-    @property
-    def end(self) -> float:
-        "The position of the last batch on the curve; the first is at 0."
-        return self.n_steps - 1
-
-    @property
-    def top(self) -> float:
-        "The position of the peak on the curve."
+    @cached_property
+    def curve(self) -> Curve:
+        "The LRs and the momentum over a position; a batch moves by 1, unless several make a step of the optimizer."
         # `floor(x + 0.5)`, since `round` would take half a batch to the even neighbour
-        return min(int(np.floor(self.schedule.pct_start * self.n_steps + 0.5)), self.n_steps - 1)
+        n, top = self._n_steps, int(np.floor(self.schedule.pct_start * self._n_steps + 0.5))
+        return Curve(self.schedule, self.n_groups, min(top, n - 1), n - 1)
+
+    def positions(self,
+        batches:np.ndarray, # Batch numbers, shape (n,), counted from 0 over the whole cycle
+        n_batch=None # The lengths of their epochs, a number or shape (n,); default the planned one
+    ) -> np.ndarray: # Shape (n,)
+        "Return where `batches` are on the curve: an epoch takes an equal part of it, however many batches it has."
+        if n_batch is None: return batches
+        stretched = batches * self.curve.end / np.maximum(self.n_epoch * n_batch - 1, 1)
+        return np.where(n_batch == self.n_batch, batches, stretched)     # as planned, to the last bit
+
+    def _batch_of(self, position):
+        "Return the first batch at `position`."
+        return int(position)
 
     @property
     def peak(self) -> int:
         "The number of the batch that trains with `max_lr`, the first one if there are several."
-        return self.batch_of(self.top)
-
-    def batch_of(self,
-        position:float # A position on the curve
-    ) -> int: # Its number
-        "Return the first batch at `position`."
-        return int(position)
-
-    def positions(self,
-        batches:np.ndarray # Batch numbers, shape (n,), counted from 0 over the whole cycle
-    ) -> np.ndarray: # Shape (n,)
-        "Return where `batches` are on the curve."
-        return batches
-
-    def sample(self,
-        most:int, # Number of positions, apart from `keep`
-        keep=() # Positions that are among them
-    ) -> np.ndarray: # In rising order
-        "Return positions on the curve at equal distances."
-        return batches_to_draw(self.n_steps, keep, most).astype(float)
-
-    def follow(self,
-        positions:Iterable # Positions on the curve, shape (n,)
-    ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
-        "Return the LR and momentum at `positions`; after the end of the curve, its values stay."
-        return self._split(_follow(self._phases, np.asarray(positions, float)))
+        return self._batch_of(self.curve.top)
 
     def at(self,
         batches:Iterable # Batch numbers, shape (n,), counted from 0 over the whole cycle
     ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, `n_groups`), and momentums, shape (n,), or `None`
         "Return the LR and momentum of `batches`; after the last batch, its values stay."
-        return self.follow(self.positions(np.asarray(batches)))
-
-    def _split(self, values):
-        return values[:self.n_groups].T, None if self.schedule.moms is False else values[self.n_groups]
-
-    @cached_property
-    def _phases(self): return _phases_of(self.schedule, self.top, self.end, self.n_groups)
-
-    @property
-    def knots(self) -> list:
-        "The positions at which phases meet."
-        return [phase.end for phase in self._phases]
-
-    @property
-    def _hyper_names(self): return ('lr',) if self.schedule.moms is False else ('lr', 'mom')
+        return self.curve.at(self.positions(np.asarray(batches)))
 
     @cached_property
     def _all(self):
-        n, n_values = len(self), len(self._phases[0].values)
+        n, n_values = len(self), self.n_groups + len(self.curve.names) - 1
         values, size = np.empty((n_values, n)), 16384 // n_values + 1   # a block fits into the CPU's cache
         for first in range(0, n, size):
-            block = self.positions(np.arange(first, min(first + size, n), dtype=float))
-            values[:, first:first + size] = _follow(self._phases, block)
+            block = np.arange(first, min(first + size, n), dtype=float)
+            values[:, first:first + size] = self.curve.values(self.positions(block))
         values.flags.writeable = False
-        return self._split(values)
+        return self.curve.split(values)
 
     @property
     def lrs(self) -> np.ndarray:
@@ -391,22 +395,19 @@ class OneCyclePlan:
     @property
     def table(self) -> pd.DataFrame:
         "One row per epoch: the values at its first and last batch, for the last parameter group."
-        last_group = [phase._replace(values=phase.values[self.n_groups - 1:]) for phase in self._phases]
         batches = np.arange(0, len(self), self.n_batch)[:, None] + [0, self.n_batch - 1]
-        values = _follow(last_group, self.positions(batches.ravel().astype(float))).reshape(-1, self.n_epoch, 2)
-        rows = {f'{name}_{end}': column for name, columns in zip(self._hyper_names, values)
-                for end, column in zip(('first', 'last'), columns.T)}
+        values = self.curve.values(self.positions(batches.ravel().astype(float)), self.n_groups - 1)
+        rows = {f'{name}_{end}': column for name, columns in zip(self.curve.names, values)
+                for end, column in zip(('first', 'last'), columns.reshape(-1, 2).T)}
         return pd.DataFrame(rows).rename_axis('epoch')
 
-    def columns(self,
-        batches:np.ndarray # Batch numbers, shape (n,)
-    ) -> dict: # Arrays of shape (n,) by name
+    def _where(self, batches):
         "Return the columns of a table that say where `batches` are."
         return dict(epoch=batches // self.n_batch, batch=batches)
 
     def to_frame(self) -> pd.DataFrame: # Columns `epoch`, `batch`, `lr` (or `lr_0`, `lr_1`, …), `mom`
         "Return the values of every batch as a table with one row per batch, counted over the whole cycle."
-        return batch_frame(self.columns(np.arange(len(self))), lr=self.lrs, mom=self.moms)
+        return batch_frame(self._where(np.arange(len(self))), lr=self.lrs, mom=self.moms)
 
     def plot(self,
         ax=None, # Axes to draw on, one per picture; default new ones
@@ -418,9 +419,12 @@ class OneCyclePlan:
     def picture(self) -> dict:
         "Return the arguments with which `plot_hypers` draws this plan."
         starts = {epoch: epoch * self.n_batch for epoch in range(self.n_epoch)}
-        batches = batches_to_draw(len(self), keep=[*map(self.batch_of, self.knots), *epochs_to_mark(starts).values()])
-        return dict(hypers=dict(zip(self._hyper_names, self.at(batches))), batches=batches, epochs=starts,
-                    peak=self.peak)
+        keep = [*map(self._batch_of, self.curve.knots), *epochs_to_mark(starts).values()]
+        return self._drawn(batches_to_draw(len(self), keep)) | dict(epochs=starts)
+
+    def _drawn(self, x):
+        "Return the arguments with which `plot_hypers` draws the values at `x`."
+        return dict(hypers=dict(zip(self.curve.names, self.at(x))), batches=x, peak=self.peak, unit=self.unit)
 
     def __str__(self): return table_text(self.table, self.peak // self.n_batch)
 

@@ -1,7 +1,8 @@
 """Epochs of so many batches, whatever the length of the data loader"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 from fastcore.basics import GetAttr
 from fastcore.imports import noop
@@ -22,7 +23,7 @@ def set_epoch(
 ):
     "Tell the data set and the samplers of `dl`, if they want to know, which pass comes next."
     for part in ('dataset', 'sampler', 'batch_sampler'):
-        owner = getattr(dl, part, None)
+        owner:Any = getattr(dl, part, None)
         if hasattr(type(owner), 'set_epoch'): owner.set_epoch(n_pass)
 
 _END = object()
@@ -106,59 +107,6 @@ class Unmeasured(GetAttr):
         for n, batch in enumerate(self.dl, 1): yield batch
         self.n_batch = n
 
-class StreamCallback(OneFitCallback):
-    "Make an epoch of `n_batch` training batches; run a validation loader without a length to its end."
-    order = 10     # just before `DistributedTrainer`
-    def __init__(self,
-        n_batch:int|None=None # Batches per epoch; default the length of `dls.train`
-    ):
-        self.n_batch, self.on_pass = n_batch, noop
-        self.place:dict|None = None     # where to go on in the next epoch, if a fit resumes
-        self._train:Stream|None = None
-        self._valid:Unmeasured|None = None
-
-    def __call__(self, event_name):
-        "Handle the events that have a method here, and return at once for the others."
-        if hasattr(type(self), event_name): return super().__call__(event_name)
-
-    def before_fit(self):
-        "Keep `DistributedTrainer` from wrapping streams."
-        trainer = getattr(self.learn, 'distributed_trainer', None)
-        if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
-
-    def stream_of(self,
-        dl, # The training loader
-        n_batch:int # Batches per epoch
-    ) -> Stream:
-        "Return the stream to train on."
-        return Stream(dl, n_batch, self.on_pass)
-
-    def before_train(self):
-        "Let this epoch go on where the one before stopped; a fit starts a new pass."
-        learn, stream = self.learn, self._train
-        if self.n_batch is None: return
-        if stream is None or stream.dl is not learn.dl or learn.train_iter == 0:
-            self._train = self.stream_of(learn.dl, self.n_batch)
-        learn.dl = self._train
-
-    def before_validate(self):
-        "Give a loader without a length one."
-        learn = self.learn
-        if has_length(learn.dl): return
-        if self._valid is None or self._valid.dl is not learn.dl:
-            self._valid = Unmeasured(learn.dl, lambda: show_no_total(learn))
-        learn.dl = self._valid
-
-    def state_dict(self) -> dict:
-        "Return the place in the training data."
-        return {} if self._train is None else self._train.place()
-
-    def load_state_dict(self,
-        state:dict # From `state_dict`
-    ):
-        "Note the place to go to."
-        self.place = state or None
-
 class TimedStream(Stream):
     "A stream whose loops end by the time."
     def __init__(self,
@@ -187,18 +135,49 @@ class TimedStream(Stream):
         show_no_total(learn)
         return True
 
-class TimedStreamCallback(StreamCallback):
-    "Make epochs that end by the time."
+class StreamCallback(OneFitCallback):
+    "Make an epoch of `n_batch` training batches; run a validation loader without a length to its end."
+    order = 10     # just before `DistributedTrainer`
     def __init__(self,
-        n_batch:int, # Batches per epoch, except for the last one
-        cycle # The `TimedCycle`
+        n_batch:int|None=None, # Batches per epoch; default the length of `dls.train`
+        stream:Callable[..., Stream]=Stream # Returns what to train on, as `Stream` does
     ):
-        super().__init__(n_batch)
-        self.cycle = cycle
+        self.n_batch, self.stream, self.on_pass = n_batch, stream, noop
+        self.place:dict|None = None     # where to go on in the next epoch, if a fit resumes
+        self._train:Any = None     # the `Stream`, once there is one, …
+        self._valid:Any = None     # … and the `Unmeasured`
 
-    def stream_of(self,
-        dl, # The training loader
-        n_batch:int # Batches per epoch, except for the last one
-    ) -> TimedStream:
-        "Return the stream to train on."
-        return TimedStream(dl, n_batch, self.on_pass, self.cycle)
+    def __call__(self, event_name):
+        "Handle the events that have a method here, and return at once for the others."
+        if hasattr(type(self), event_name): return super().__call__(event_name)
+
+    def before_fit(self):
+        "Keep `DistributedTrainer` from wrapping streams."
+        trainer = getattr(self.learn, 'distributed_trainer', None)
+        if trainer is not None: wrap_only(trainer, lambda dl: has_length(dl) and not isinstance(dl, Stream))
+
+    def before_train(self):
+        "Let this epoch go on where the one before stopped; a fit starts a new pass."
+        learn = self.learn
+        if self.n_batch is None: return
+        if self._train is None or self._train.dl is not learn.dl or learn.train_iter == 0:
+            self._train = self.stream(learn.dl, self.n_batch, self.on_pass)
+        learn.dl = self._train
+
+    def before_validate(self):
+        "Give a loader without a length one."
+        learn = self.learn
+        if has_length(learn.dl): return
+        if self._valid is None or self._valid.dl is not learn.dl:
+            self._valid = Unmeasured(learn.dl, lambda: show_no_total(learn))
+        learn.dl = self._valid
+
+    def state_dict(self) -> dict:
+        "Return the place in the training data."
+        return {} if self._train is None else self._train.place()
+
+    def load_state_dict(self,
+        state:dict # From `state_dict`
+    ):
+        "Note the place to go to."
+        self.place = state or None

@@ -159,6 +159,7 @@ def bytes_per_batch(n_groups, n=2000):
     for learn.iter in range(n):
         for event in ('before_batch', 'after_batch'): cycle(event)
     cycle('after_fit')
+    cycle.fit_ended()
     gc.collect()
     left = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

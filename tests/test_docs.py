@@ -90,8 +90,8 @@ RULES = dict(
     shows_none=(lambda: [shown_name(new_code_cell('x = show_doc')), shown_name(new_markdown_cell('show_doc(a)'))],
                 [None] * 2),
     members=(lambda: [members(OneCyclePlan), members(OneCycleSchedule)],
-             [['length', 'n_steps', 'end', 'top', 'peak', 'batch_of', 'positions', 'sample', 'follow', 'at', 'knots',
-               'lrs', 'moms', 'table', 'columns', 'to_frame', 'plot', 'picture', 'explore'], ['plan']]),
+             [['length', 'positions', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot', 'picture', 'explore'],
+              ['plan']]),
     public=(lambda: [*filter(is_public, ['f', 'A.f', '_f', 'A._f', '_A.f', 'A.before_fit'])], ['f', 'A.f']))
 
 @pytest.mark.parametrize('made, wanted', RULES.values(), ids=RULES)

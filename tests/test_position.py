@@ -87,7 +87,7 @@ def test_each_step_trains_with_its_own_values(n_acc, drop_last, on_learner):
     assert lrs == OneCycleSchedule(.1, final_div=1e5).plan(1, max(len(lrs), 1)).lrs[:len(lrs), 0].tolist()
     frame, planned = learn.recorder.to_frame(), plan.to_frame()
     assert (frame[list(planned)] == planned).all(axis=None) and learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
-    assert plan.n_steps == max(len(lrs), 1) and plan.lrs[int(plan.peak), 0] == .1
+    assert plan.curve.end == max(len(lrs), 1) - 1 and plan.lrs[int(plan.peak), 0] == .1
     if n_acc > 4: assert frame.step.nunique() >= len(lrs) and plan.table.step_last.iloc[-1] == frame.step.iloc[-1]
 
 def test_a_part_of_a_cycle_ends_with_the_last_step():

@@ -28,7 +28,7 @@ def _as_text(value):
 def _lrs_as_text(plan):
     "Return the LR of the last parameter group at up to 101 batches of `plan`, evenly spaced."
     batches = np.linspace(0, len(plan) - 1, min(len(plan), 101)).astype(int)
-    lrs = plan.follow(plan.positions(batches))[0][:, -1]
+    lrs = plan.curve.at(plan.positions(batches))[0][:, -1]
     return {f'at batch {i}': _as_text(lr) for i, lr in zip(batches.tolist(), lrs)}
 
 NOT_INITIALISED = 'not initialised'     # what a lazy layer's parameters are before the first batch
