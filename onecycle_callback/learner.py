@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from .arguments import (
-    NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, fastai_names)
+    FASTAI_NAMES, NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, fastai_names)
 from .callback import (
     OneCycle, TimedCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
 from .fastai_internals import warn_user
@@ -34,10 +34,6 @@ from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoin
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
-def _check_cycle_len(cycle_len):
-    "Return the number of epochs as an int; raises if it isn't one."
-    return check_whole('cycle_len', cycle_len, hint=' unless minutes are given' if cycle_len is None else '')
-
 @patch
 @accept_fastai_names
 @takes_cycle
@@ -51,10 +47,8 @@ def preview_one_cycle(self:Learner,
     """Return the values that `fit_one_cycle` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
-    if minutes is None: cycle, n_epoch = OneCycle(**arguments), _check_cycle_len(cycle_len)
-    else: cycle, n_epoch = _timed(cycle_len, minutes, **arguments), None
-    opt = prospective_opt(self)
-    plan = cycle.make_plan(self, n_epoch, opt, L(cbs))
+    cycle, opt = _cycle_of(cycle_len, minutes, **arguments)[0], prospective_opt(self)
+    plan = cycle.make_plan(self, cycle_len, opt, L(cbs))
     warn_of_moms(cycle.schedule, opt[0])
     return plan
 
@@ -92,27 +86,27 @@ def _check_epochs(
     stop_epoch:int|None # The epoch to stop before
 ) -> range: # The epochs to train
     "Return the epochs to train; raises if they aren't a part of the cycle."
-    _check_cycle_len(cycle_len)
+    check_whole('cycle_len', cycle_len, hint=' unless minutes are given' if cycle_len is None else '')
     check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len))
     first = min(start_epoch + 1, cycle_len)
     if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=first, le=cycle_len))
     return range(cycle_len)[start_epoch:stop_epoch]
 
 # %% ../nbs/04_learner.ipynb #61bdff3a
-def _timed(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
-    "Return the cycle over `minutes`; raises if they aren't a time, or if epochs are given too."
+def _cycle_of(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
+    "Return the cycle of a call and the epochs that it trains; raises if both epochs and minutes are given."
+    if minutes is None: return OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
     minutes = check_number('minutes', minutes, POSITIVE)
     for name, value in dict(cycle_len=cycle_len, start_epoch=start_epoch or None, stop_epoch=stop_epoch).items():
         if value is not None:
             raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
-    return TimedCycle(minutes, **arguments)
+    return TimedCycle(minutes, **arguments), range(sys.maxsize)
 
 # %% ../nbs/04_learner.ipynb #098a38c1
 def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
               checkpoint=None, **arguments):
     "Check a call of `fit_one_cycle`; return its `OneCycle`, `wd` and `ResumableRun`, if it has one."
-    if minutes is None: cycle, epochs = OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
-    else: cycle, epochs = _timed(cycle_len, minutes, start_epoch, stop_epoch, **arguments), range(sys.maxsize)
+    cycle, epochs = _cycle_of(cycle_len, minutes, start_epoch, stop_epoch, **arguments)
     if minutes is None and epochs != range(cycle_len): cycle.run_epochs(epochs)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
@@ -164,6 +158,17 @@ def fit_one_cycle(self:Learner,
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 FINAL_DIV = 1e5   # fastai's default of a cycle's `div_final`
+
+def _is_own(learn, name):
+    "Return whether `name` is an argument of a class's own `fit_one_cycle` that neither fastai nor this package has."
+    ours, own = (signature(cls.fit_one_cycle).parameters for cls in (Learner, learn))
+    if name in ours or name in FASTAI_NAMES: return False
+    return any(p.name == name or p.kind is Parameter.VAR_KEYWORD for p in own.values())
+
+def _without_own(learn, arguments):
+    "Return `arguments` without those that `_is_own`, and these."
+    own = {name: value for name, value in arguments.items() if _is_own(learn, name)}
+    return {name: value for name, value in arguments.items() if name not in own}, own
 
 def _call(learn, cycle_len, max_lr, checkpoint=None, **arguments):
     "Return a call of `learn.fit_one_cycle`, which may be a class's own, by fastai's names; raises if it can't."
@@ -219,7 +224,7 @@ class FineTunePlan:
 
     def __repr__(self): return f'FineTunePlan({self.plans})'
 
-    def __str__(self): return self.table.to_string()
+    def __str__(self): return self.table.to_string(float_format=THREE_DIGITS)
 
     def __len__(self): return sum(map(len, self.plans.values()))
 
@@ -261,7 +266,7 @@ class FineTunePlan:
         return self.table.to_html(float_format=THREE_DIGITS) + picture
 
 @patch
-@accept_fastai_names
+@partial(accept_fastai_names, takes=_is_own)
 @delegates(Learner.fit_one_cycle, but=['cycle_len', 'max_lr', 'div_factor', 'minutes'])
 def fine_tune(self:Learner,
     epochs:int, # Number of epochs with the whole model; 0 for none
@@ -277,9 +282,9 @@ def fine_tune(self:Learner,
 ):
     """Train for two cycles, like fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
 
-    The other arguments are those of `fit_one_cycle` and apply to both cycles. Raises `ValueError` or `TypeError` for an
-    argument that can't be used, before training."""
-    checkpoint = as_checkpoint(checkpoint)
+    The other arguments are those of `fit_one_cycle`, also of a class's own, and apply to both cycles. Raises `ValueError`
+    or `TypeError` for an argument that can't be used, before anything has been touched."""
+    checkpoint, (kwargs, own) = as_checkpoint(checkpoint), _without_own(self, kwargs)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
                     div=div)
@@ -289,7 +294,7 @@ def fine_tune(self:Learner,
     for name, call in calls.items():
         call['checkpoint'] = first if name == 'frozen' else checkpoint
         validated(self, **call)
-    train = {name: _call(self, **call) for name, call in calls.items()}
+    train = {name: _call(self, **call, **own) for name, call in calls.items()}
     self.freeze()
     if 'frozen' in train: train['frozen']()
     self.unfreeze()
@@ -304,7 +309,7 @@ def _as_fine_tune(f):
     return f
 
 @patch
-@accept_fastai_names
+@partial(accept_fastai_names, takes=_is_own)
 @_as_fine_tune
 def preview_fine_tune(self:Learner,
     **arguments
@@ -313,10 +318,8 @@ def preview_fine_tune(self:Learner,
 
     Nothing is trained or changed. Raises the errors that `fine_tune` would raise for these arguments."""
     params = signature(type(self).preview_fine_tune).parameters.values()
-    calls = _fine_tune_calls(**{p.name: p.default for p in params if p.default is not p.empty} | arguments)
+    defaults = {p.name: p.default for p in params if p.default is not p.empty}
+    calls = _fine_tune_calls(**defaults | _without_own(self, arguments)[0])
     if not calls: raise ValueError('epochs or freeze_epochs must be above start_epoch, since there is nothing to train')
-    plans = {}
-    for name, call in calls.items():
-        opt = prospective_opt(self, call['reset_opt'])
-        plans[name] = validated(self, **call)[0].make_plan(self, call['cycle_len'], opt, L(call['cbs']))
-    return FineTunePlan(plans)
+    prospective_opt(self)     # raises if only a call tells which it will be
+    return FineTunePlan({name: validated(self, **call)[0].plan for name, call in calls.items()})
