@@ -161,9 +161,9 @@ FINAL_DIV = 1e5   # fastai's default of a cycle's `div_final`
 
 def _is_own(learn, name):
     "Return whether `name` is an argument of a class's own `fit_one_cycle` that neither fastai nor this package has."
-    ours, own = (signature(cls.fit_one_cycle).parameters for cls in (Learner, learn))
-    if name in ours or name in FASTAI_NAMES: return False
-    return any(p.name == name or p.kind is Parameter.VAR_KEYWORD for p in own.values())
+    ours = {*FASTAI_NAMES, *signature(Learner.fit_one_cycle).parameters, *signature(Learner.fine_tune).parameters}
+    own = signature(learn.fit_one_cycle).parameters.values()
+    return name not in ours and any(p.name == name or p.kind is Parameter.VAR_KEYWORD for p in own)
 
 def _without_own(learn, arguments):
     "Return `arguments` without those that `_is_own`, and these."

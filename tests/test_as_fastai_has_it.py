@@ -133,6 +133,23 @@ def test_fine_tune_freezes_nothing_for_an_own_one_that_cannot_be_called():
     with pytest.raises(TypeError, match='wd'): learn.fine_tune(2, wd=.1)
     assert learn.opt is None and all(p.requires_grad for p in learn.model.parameters())
 
+class More(Learner):
+    "With an argument more than fastai's, by name or not."
+    def fit_one_cycle(self, n_epoch, lr_max=None, pct_start=.25, div=25., note=None, **kwargs):
+        self.notes = [*getattr(self, 'notes', []), (note, kwargs.pop('mark', None))]
+        super().fit_one_cycle(n_epoch, lr_max, pct_start=pct_start, div=div, **kwargs)
+
+def test_what_only_an_own_one_takes_reaches_it_through_fine_tune():
+    learn = of(More, n_groups=2)
+    assert len(learn.preview_fine_tune(1, note='a', mark=2)) == 24
+    learn.fine_tune(1, note='a', mark=2)
+    assert learn.notes == [('a', 2)] * 2 and learn.recorder.plan.lrs[-1, -1] == pytest.approx(1e-8)
+
+def test_a_name_that_nobody_takes_is_refused_by_fine_tune():
+    learn = of(Own, n_groups=2)
+    with pytest.raises(TypeError, match='fine_tune has no argument note'): learn.fine_tune(1, note='a')
+    with pytest.raises(TypeError, match='fine_tune has no argument div_factor'): of(More).fine_tune(1, div_factor=3.)
+
 def test_compare_max_lr_calls_it_too():
     learn = of(Own)
     assert list(learn.compare_max_lr([.01, .1], div_factor=10.).table.index) == [.01, .1]

@@ -9,7 +9,7 @@ from fastai.basics import (Callback, CancelBatchException, CancelEpochException,
                            CancelTrainException,
                            CancelValidException, DataLoaders)
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import ShortEpochCallback
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 
 from support import interrupted
 from support.helpers import At, Passes, Spy, Time, learner, throw
@@ -92,6 +92,32 @@ def test_one_smooth_curve(time, case, anneal):
     as_planned(learn, learn.recorder.plan)
     assert largest_step(learn, anneal) <= 2
     assert -.03 * 600 <= time.now - 1000 - 600 <= pace(600) + what['valid']
+
+# With accumulated gradients
+
+class AtSteps(Spy):
+    "Record the LR of each batch, and that of each step apart."
+    def before_fit(self):
+        super().before_fit()
+        self.steps = []
+    def before_step(self): self.steps.append(self.opt.hypers[-1]['lr'])
+
+@pytest.mark.parametrize('anneal', ['cos', 'linear'])
+@pytest.mark.parametrize('n_acc', [4, 8, 32, 100])     # batches of 4
+@pytest.mark.parametrize('on_learner', [False, True])
+def test_accumulated_batches_wait_for_their_step(time, n_acc, anneal, on_learner):
+    learn, spy, cb, per_step = learner(n_batch=50), AtSteps(), GradientAccumulation(n_acc), n_acc // 4
+    if on_learner: learn.add_cb(cb)
+    passes = Passes(time, valid=5)
+    learn.fit_one_cycle(max_lr=.1, minutes=10, anneal=anneal, cbs=[passes, spy, *([] if on_learner else [cb])])
+    lrs, frame, plan = [lr for lr, in spy.seen_lrs], learn.recorder.to_frame(), learn.recorder.plan
+    as_planned(learn, plan)
+    assert frame.lr.tolist() == lrs and frame.step.tolist() == [i // per_step for i in range(len(lrs))]
+    assert len(lrs) == per_step * len(spy.steps)     # it ends with a step
+    assert [lrs[i] for i in range(0, len(lrs), per_step)] == spy.steps and spy.steps[0] == spy.steps[-1] == .004
+    of_known = OneCycleSchedule(.1, anneal=anneal).plan(1, len(spy.steps)).lrs[:, 0]
+    assert abs(np.diff(spy.steps)).max() <= 2 * abs(np.diff(of_known)).max()
+    assert -.03 * 600 - per_step <= time.now - 1000 - 600 <= per_step + 5
 
 @pytest.mark.parametrize('at', [5, 20, 40, 43])
 def test_a_machine_that_stalls_still_comes_down(time, at):
@@ -260,6 +286,18 @@ def test_resumes_with_the_time_that_is_left(uninterrupted, time, tmp_path, every
     learn = timed(tmp_path)
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
     assert_same(results(learn), expected)
+
+@pytest.mark.parametrize('at', [17, 30, 45])
+def test_resumes_inside_an_accumulated_step(time, tmp_path, at):
+    "Five batches of 4 make a step, and an epoch has twelve."
+    def fit(path, *cbs, **kwargs):
+        learn = timed(path)
+        learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=[Passes(time), GradientAccumulation(20), *cbs], **kwargs)
+        return results(learn)
+    expected, keep = fit(tmp_path / 'calm'), CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, interrupted.Interrupt(at), checkpoint=keep)
+    time.now += 86400
+    assert_same(fit(tmp_path, checkpoint=keep), expected)
 
 @pytest.mark.slow
 def test_remembers_how_long_a_validation_takes(time, tmp_path):

@@ -180,6 +180,7 @@ def test_fine_tune_is_as_previewed(args, kwargs, n):
     learn, plan, lrs = fine_tuned(*args, **kwargs)
     start = 12 * kwargs.get('start_epoch', 0)
     assert len(plan) == sum(n) and plan.lrs[start:].tolist() == lrs
+    assert str(plan) == plan.table.to_string(float_format='{:.3g}'.format)
     assert learn.recorder.hps['lr'] == [lr[-1]
                                         for lr in lrs] and learn.recorder.hps['mom'] == plan.moms[start:].tolist()
     frame = learn.recorder.to_frame()

@@ -286,3 +286,7 @@ def test_a_bad_value_that_shows_later_names_function_position_and_value(curve):
     plan = OneCycleSchedule(.1, anneal=curve).plan(1, 10**6)
     message = rf'anneal returns, {curve.__name__}\(0.004, 0.1, 0.12344\d+\), must be a finite number, got nan'
     with pytest.raises(ValueError, match=message): plan.lrs
+
+def test_a_schedule_asks_what_was_meant():
+    with pytest.raises(TypeError, match='OneCycleSchedule has no argument lr .got 0.1.: did you mean max_lr'):
+        OneCycleSchedule(lr=.1)
