@@ -34,6 +34,27 @@ from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoin
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
+def _check_epochs(
+    cycle_len:int, # Number of epochs in the cycle
+    start_epoch:int, # The epoch to start with
+    stop_epoch:int|None # The epoch to stop before
+) -> range: # The epochs to train
+    "Return the epochs to train; raises if they aren't a part of the cycle."
+    check_whole('cycle_len', cycle_len, hint=' unless minutes are given' if cycle_len is None else '')
+    check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len))
+    first = min(start_epoch + 1, cycle_len)
+    if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=first, le=cycle_len))
+    return range(cycle_len)[start_epoch:stop_epoch]
+
+def _cycle_of(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
+    "Return the cycle of a call and the epochs that it trains; raises if both epochs and minutes are given."
+    if minutes is None: return OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
+    minutes = check_number('minutes', minutes, POSITIVE)
+    for name, value in dict(cycle_len=cycle_len, start_epoch=start_epoch or None, stop_epoch=stop_epoch).items():
+        if value is not None:
+            raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
+    return TimedCycle(minutes, **arguments), range(sys.maxsize)
+
 @patch
 @accept_fastai_names
 @takes_cycle
@@ -78,29 +99,6 @@ def _check_cbs(cbs):
         taken = {'lr', 'mom'} & set(getattr(cb, 'scheds', ())) if issubclass(kind, ParamScheduler) else ()
         if taken:
             raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
-
-# %% ../nbs/04_learner.ipynb #b66ad245
-def _check_epochs(
-    cycle_len:int, # Number of epochs in the cycle
-    start_epoch:int, # The epoch to start with
-    stop_epoch:int|None # The epoch to stop before
-) -> range: # The epochs to train
-    "Return the epochs to train; raises if they aren't a part of the cycle."
-    check_whole('cycle_len', cycle_len, hint=' unless minutes are given' if cycle_len is None else '')
-    check_whole('start_epoch', start_epoch, Bounds(ge=0, le=cycle_len))
-    first = min(start_epoch + 1, cycle_len)
-    if stop_epoch is not None: check_whole('stop_epoch', stop_epoch, Bounds(ge=first, le=cycle_len))
-    return range(cycle_len)[start_epoch:stop_epoch]
-
-# %% ../nbs/04_learner.ipynb #61bdff3a
-def _cycle_of(cycle_len, minutes, start_epoch=0, stop_epoch=None, **arguments):
-    "Return the cycle of a call and the epochs that it trains; raises if both epochs and minutes are given."
-    if minutes is None: return OneCycle(**arguments), _check_epochs(cycle_len, start_epoch, stop_epoch)
-    minutes = check_number('minutes', minutes, POSITIVE)
-    for name, value in dict(cycle_len=cycle_len, start_epoch=start_epoch or None, stop_epoch=stop_epoch).items():
-        if value is not None:
-            raise ValueError(f'{name} must be left out with minutes, which say how long the cycle is, got {value!r}')
-    return TimedCycle(minutes, **arguments), range(sys.maxsize)
 
 # %% ../nbs/04_learner.ipynb #098a38c1
 def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
