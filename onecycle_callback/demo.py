@@ -30,7 +30,6 @@ from fastcore.script import anno_parser
 from sklearn.datasets import load_digits
 from torch import nn
 
-import onecycle_callback
 from .arguments import Bounds, check_whole
 from .schedule import OneCycleSchedule
 
