@@ -23,8 +23,9 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from .arguments import (
-    FASTAI_NAMES, NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole, fastai_names)
+from onecycle_callback.arguments import (
+    FASTAI_NAMES, NOT_NEGATIVE, POSITIVE, Bounds, accept_fastai_names, as_list, check_flag, check_number, check_whole,
+    fastai_names)
 from .callback import (
     OneCycle, TimedCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
 from .fastai_internals import warn_user
@@ -280,8 +281,8 @@ def fine_tune(self:Learner,
 ):
     """Train for two cycles, like fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
 
-    The other arguments are those of `fit_one_cycle`, also of a class's own, and apply to both cycles. Raises `ValueError`
-    or `TypeError` for an argument that can't be used, before anything has been touched."""
+    The other arguments are those of `fit_one_cycle`, also of a class's own one, and apply to both cycles. Raises
+    `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
     checkpoint, (kwargs, own) = as_checkpoint(checkpoint), _without_own(self, kwargs)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,

@@ -110,27 +110,21 @@ class OptAdapter:
         with_mom:bool # Whether to read momentum too
     ): # `read()` returns the LR of each group and the momentum of the last; `None` for LRs that are tensors
         "Return the function that reads what `writer` writes."
-        holder, groups, key, index = self._holder, self._groups, self._mom_key, self._mom_index
-        opt, lr = self.opt, itemgetter('lr')
+        opt, holder, groups, key, index = self.opt, self._holder, self._groups, self._mom_key, self._mom_index
+        lr = itemgetter('lr')
 
         def as_fastai():
             now = list(opt.hypers)
             return [float(g['lr']) for g in now], now[-1].get('mom') if with_mom else None
 
-        def lr_only(): return [*map(lr, groups(holder))], None
-
-        def plain():
+        def direct():
             now = groups(holder)
-            return [*map(lr, now)], now[-1][key]
-
-        def pair():
-            now = groups(holder)
-            return [*map(lr, now)], now[-1][key][index]
+            return [*map(lr, now)], mom(now[-1])
 
         if holder is None: return as_fastai
         if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return None     # on a GPU, to read one is to wait
-        if not with_mom: return lr_only
-        return plain if index is None else pair
+        mom = itemgetter(key) if with_mom and index is None else lambda g: g[key][index] if with_mom else None
+        return direct
 
     def restore_lr_tensors(self,
         lrs:list # The LR of each group before the fit

@@ -287,25 +287,18 @@ class Curve:
         "The positions at which phases meet."
         return [phase.end for phase in self._phases]
 
-    def values(self,
-        positions:Iterable, # Shape (n,)
-        first_group:int=0 # The groups before it are left out
-    ) -> np.ndarray: # Shape (values, n): the LR of each group, then the momentum, if there is one
-        "Return the values at `positions`; after the end, its values stay."
-        phases = [phase._replace(values=phase.values[first_group:]) for phase in self._phases]
-        return _follow(phases, np.asarray(positions, float))
+    def _values(self, positions):
+        "Return the LR of each group and then the momentum, if there is one, at `positions`, shape (values, n)."
+        return _follow(self._phases, np.asarray(positions, float))
 
-    def split(self,
-        values:np.ndarray # Shape (values, n)
-    ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, groups), and momentums, shape (n,), or `None`
-        "Return the LRs and the momentum in `values`."
+    def _split(self, values):
         return values[:self.n_groups].T, values[-1] if 'mom' in self.names else None
 
     def at(self,
         positions:Iterable # Shape (n,)
     ) -> tuple[np.ndarray, np.ndarray|None]: # LRs, shape (n, groups), and momentums, shape (n,), or `None`
-        "Return the LRs and the momentum at `positions`."
-        return self.split(self.values(positions))
+        "Return the LRs and the momentum at `positions`; after the end, its values stay."
+        return self._split(self._values(positions))
 
 # %% ../nbs/01_schedule.ipynb #d27ca956
 @dataclass(frozen=True)
@@ -378,9 +371,9 @@ class OneCyclePlan:
         values, size = np.empty((n_values, n)), 16384 // n_values + 1   # a block fits into the CPU's cache
         for first in range(0, n, size):
             block = np.arange(first, min(first + size, n), dtype=float)
-            values[:, first:first + size] = self.curve.values(self.positions(block))
+            values[:, first:first + size] = self.curve._values(self.positions(block))
         values.flags.writeable = False
-        return self.curve.split(values)
+        return self.curve._split(values)
 
     @property
     def lrs(self) -> np.ndarray:
@@ -396,8 +389,8 @@ class OneCyclePlan:
     def table(self) -> pd.DataFrame:
         "One row per epoch: the values at its first and last batch, for the last parameter group."
         batches = np.arange(0, len(self), self.n_batch)[:, None] + [0, self.n_batch - 1]
-        values = self.curve.values(self.positions(batches.ravel().astype(float)), self.n_groups - 1)
-        rows = {f'{name}_{end}': column for name, columns in zip(self.curve.names, values)
+        values = self.curve._values(self.positions(batches.ravel().astype(float)))
+        rows = {f'{name}_{end}': column for name, columns in zip(self.curve.names, values[self.n_groups - 1:])
                 for end, column in zip(('first', 'last'), columns.reshape(-1, 2).T)}
         return pd.DataFrame(rows).rename_axis('epoch')
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from fastai.basics import Adam, Callback, CancelFitException, OptimWrapper, TrainEvalCallback, partial
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
-from fastai.callback.training import ShortEpochCallback
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 
 from support.helpers import At, Spy, groups_of, learner, momentum, throw
-from onecycle_callback import OneCycle, OneCycleSchedule
+from onecycle_callback import OneCycle, OneCyclePlan, OneCycleSchedule
 
 pytestmark = pytest.mark.matrix
 
@@ -190,3 +190,20 @@ def test_events_to_which_a_subclass_gives_a_method(event):
     cycle = type('Counted', (OneCycle,), {event: lambda self: calls.append(self.learn.iter)})
     learn.fit(1, cbs=[cycle(.1), spy])
     assert calls == list(range(12)) and [lr for lr, in spy.seen_lrs] == learn.recorder.plan.lrs[:, 0].tolist()
+
+@pytest.mark.parametrize('kwargs', [dict(cycle_len=2), dict(cycle_len=2, cbs=GradientAccumulation(8)),
+                                    dict(minutes=.001), dict(cycle_len=2, checkpoint='run1')], ids=str)
+def test_a_call_makes_its_plan_once(kwargs, monkeypatch, tmp_path):
+    made, check = [], OneCyclePlan.__post_init__
+    monkeypatch.setattr(OneCyclePlan, '__post_init__', lambda plan: made.append(plan) or check(plan))
+    learn = learner(path=tmp_path)
+    learn.fit_one_cycle(max_lr=.1, **kwargs)
+    assert made == [learn.recorder.plan]
+
+def test_a_cycle_that_finds_another_number_of_batches_makes_another_plan():
+    learn, cycle = learner(), OneCycle(.1)
+    plans = []
+    for n_epoch in (2, 2, 3):
+        learn.fit(n_epoch, cbs=cycle)
+        plans.append(cycle.plan)
+    assert list(map(len, plans)) == [24, 24, 36]

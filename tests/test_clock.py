@@ -117,7 +117,7 @@ def test_accumulated_batches_wait_for_their_step(time, n_acc, anneal, on_learner
     assert [lrs[i] for i in range(0, len(lrs), per_step)] == spy.steps and spy.steps[0] == spy.steps[-1] == .004
     of_known = OneCycleSchedule(.1, anneal=anneal).plan(1, len(spy.steps)).lrs[:, 0]
     assert abs(np.diff(spy.steps)).max() <= 2 * abs(np.diff(of_known)).max()
-    assert -.03 * 600 - per_step <= time.now - 1000 - 600 <= per_step + 5
+    assert -.03 * 600 <= time.now - 1000 - 600 <= per_step     # over by at most a step
 
 @pytest.mark.parametrize('at', [5, 20, 40, 43])
 def test_a_machine_that_stalls_still_comes_down(time, at):

@@ -94,13 +94,35 @@ def test_a_part_of_a_cycle_ends_with_the_last_step():
     learn, plan, lrs = accumulated(32, start_epoch=5)
     assert lrs[-1] == 1e-6 and abs(np.diff(lrs)).max() < .02 and len(lrs) == 5 * 21 // 8
 
+class CutShort(Callback):
+    "End some epochs after a batch, `{epoch: batch}`."
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.at.get(self.epoch) == self.iter: raise CancelTrainException
+
+class OfEachStep(Callback):
+    "Keep the LRs of the batches of each step, the coming one in the last list."
+    order, run_valid = 1000, False
+    def before_fit(self): self.lrs = [[]]
+    def before_batch(self): self.lrs[-1].append(self.opt.hypers[-1]['lr'])
+    def after_step(self): self.lrs.append([])
+
+@pytest.mark.parametrize('n_acc', [24, 28, 100])
+@pytest.mark.parametrize('at', [{2: 6, 5: 6}, {0: 2, 1: 3, 8: 10}, {9: 11}, {epoch: epoch for epoch in range(10)}],
+                         ids=str)
+def test_a_step_has_one_value_and_the_last_that_of_the_end_where_epochs_are_cut_short(n_acc, at):
+    learn, seen = learner(20), OfEachStep()
+    learn.fit_one_cycle(10, .1, final_div=1e5, cbs=[CutShort(at), GradientAccumulation(n_acc), seen])
+    *steps, left_over = seen.lrs
+    assert all(len(set(lrs)) == 1 for lrs in steps) and steps[0][0] == .004
+    if 9 not in at: assert steps[-1][0] == 1e-6 and set(left_over) <= {1e-6}
+    if n_acc < 100: assert max(map(max, steps)) > .09
+
 @pytest.mark.filterwarnings('ignore:Epoch . has')
 def test_steps_go_on_where_epochs_are_cut_short_or_change():
-    class Cut(Callback):
-        def after_batch(self):
-            if self.training and self.epoch in (2, 5) and self.iter == 6: raise CancelTrainException
     learn, spy = learner(20), AtSteps()
-    learn.fit_one_cycle(10, .1, final_div=1e5, cbs=[spy, Cut(), GradientAccumulation(24), Sizes(*[4] * 7, 2, 2, 2)])
+    cbs = [spy, CutShort({2: 6, 5: 6}), GradientAccumulation(24), Sizes(*[4] * 7, 2, 2, 2)]
+    learn.fit_one_cycle(10, .1, final_div=1e5, cbs=cbs)
     lrs = [lr for lr, in spy.seen_lrs]
     assert lrs[0] == .004 and lrs[-1] == 1e-6
     peak = int(np.argmax(lrs))
