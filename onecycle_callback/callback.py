@@ -230,7 +230,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
         self.schedule = OneCycleSchedule(**arguments)
         self.n_batch = n_batch if n_batch is None else check_whole('n_batch', n_batch)
         self._lrs_before:list = []
-        self.__dict__.update(self._arguments, __stored_args__=self._arguments)     # where fastai's loggers look for them
+        # Where fastai's loggers look for them
+        self.__dict__.update(self._arguments, __stored_args__=self._arguments)
 
     @property
     def _arguments(self):

@@ -287,6 +287,19 @@ def test_resumes_with_the_time_that_is_left(uninterrupted, time, tmp_path, every
     learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=Passes(time), checkpoint=keep)
     assert_same(results(learn), expected)
 
+@pytest.mark.parametrize('at', [31, 47])
+def test_resumes_on_the_positions_that_were_computed_ahead(time, tmp_path, at):
+    "Some tens of batches are computed at a time. To look at the clock at once would lead to others."
+    def fit(path, *cbs, **kwargs):
+        learn = timed(path)
+        passes = Passes(time, 1 / 128, 1 / 32, stalls={25: 1 / 256})     # without rounding, a day later too
+        learn.fit_one_cycle(max_lr=.05, minutes=.02, cbs=[passes, *cbs], **kwargs)
+        return results(learn)
+    expected, keep = fit(tmp_path / 'calm'), CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, interrupted.Interrupt(at), checkpoint=keep)
+    time.now += 86400
+    assert_same(fit(tmp_path, checkpoint=keep), expected)
+
 @pytest.mark.parametrize('at', [17, 30, 45])
 def test_resumes_inside_an_accumulated_step(time, tmp_path, at):
     "Five batches of 4 make a step, and an epoch has twelve."

@@ -143,7 +143,7 @@ class Stops(Callback):
     (CancelFitException(), range(16)), (CancelTrainException(), [*range(16), *range(24, 36)]),
     (CancelEpochException(), [*range(16), *range(24, 36)]), (KeyboardInterrupt(), range(16)),
     (RuntimeError('boom'), range(16))], ids=repr)
-@pytest.mark.parametrize('n_acc', [1, 8])
+@pytest.mark.parametrize('n_acc', [1, 12])
 def test_a_batch_is_recorded_if_it_was_trained(error, batches, event, n_acc):
     if n_acc > 1 and event == 'after_step': pytest.skip('this batch makes no step')
     learn, spy = learner(n_groups=2), Spy()
