@@ -69,6 +69,7 @@ def prospective_opt(
     if isinstance(learn.opt_func, OptimWrapper): return learn.opt_func, learn.lr
     if makes_its_own(learn):
         raise ValueError('learn.opt must be there, since this Learner has its own create_opt: call that first')
+    # An optimizer may put hooks on its parameters, and a second one would step twice a batch
     twin, groups = copy(learn), stand_ins(learn.splitter(learn.model))
     twin.splitter = lambda model: groups
     twin.create_opt()
@@ -260,6 +261,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def _check(self, learn):
         "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
         refuse_second_cycle(learn)
+        # `fit_one_cycle` knows more: with `reset_opt`, the optimizer that is here now isn't the one that will train
         is_known = learn.opt is not None or not makes_its_own(learn)
         if is_known and not self.is_checked: self.make_plan(learn, 1)
         if learn.opt is not None: self._lrs_before = self._lrs_before or OptAdapter(learn.opt).lrs
@@ -346,7 +348,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         opt.restore_lr_tensors(self._lrs_before)
         self._cycle = CycleRun(self.plan, opt, self.make_position())
         self._enter_epoch()
-        self._cycle.set_batch(0)
+        self._cycle.set_batch(0)     # for those that look before the first batch
         self._share_record()
         if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
             warn_user('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')

@@ -244,6 +244,7 @@ class _Fit:
         self.learn, self.before = learn, before
         self.own = [cb for cb in learn.cbs if isinstance(cb, OneFitCallback)]
         self.epochs = next((cb.epochs for cb in self.own if cb.epochs is not None), None)
+        # The first `before_fit` is this fit's own. Any other comes from a `with learn:` that a callback has entered
         self.has_begun = self.is_aside = False
         self._entered, self._depth = ExitStack(), 0     # of a `with learn:` in between
         self._call_one, self._validation_context, self._getstate = (
@@ -307,6 +308,7 @@ class _Fit:
             return
         self.is_aside = True
         try:
+            # Without its callbacks, what happens in between neither trains on the cycle nor is recorded in it
             with _outer_restored(self.learn), _outer_hidden(self.learn): yield
         finally: self.is_aside, self._depth = False, 0
 
@@ -343,6 +345,7 @@ def _run_fit(learn, before, loop, *events):
     fit = _Fit(learn, before)
     if not fit.own: return learn._with_events(loop, *events)
     try:
+        # On the instance and for the duration of the fit, so that no other fit pays for it or is changed by it
         with _standing_in(learn, **fit.stand_ins): learn._with_events(partial(fit.run, loop), *events)
     finally:
         for cb in fit.own: cb.fit_ended()
@@ -356,7 +359,7 @@ def _own_or_nested(fit):
         with _aside(self), ExitStack() as until_it_begins:
             before = list(self.cbs)
             def begin(*events):
-                until_it_begins.close()
+                until_it_begins.close()     # an own `fit` may call `_with_events` again, for a fit inside
                 return _run_fit(self, before, *events)
             until_it_begins.enter_context(_standing_in(self, _with_events=begin))
             return fit(self, *args, **kwargs)

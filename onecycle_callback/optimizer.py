@@ -130,6 +130,7 @@ class OptAdapter:
         lrs:list # The LR of each group before the fit
     ):
         "Put back the LRs that were tensors, a separate tensor for each group."
+        # `Learner.fit` sets floats in their place. A compiled step reads the tensors, and shared ones hold a single LR
         if self._holder is None: return
         for g, lr in zip(self.groups, lrs):
             if isinstance(lr, torch.Tensor): g['lr'] = lr
@@ -141,7 +142,7 @@ class OptAdapter:
 
     def add_momentum_buffers(self):
         "Give an `RMSprop` that has stepped without momentum the buffers that momentum needs."
-        if not isinstance(self._holder, torch.optim.RMSprop): return
+        if not isinstance(self._holder, torch.optim.RMSprop): return     # which makes them at its first step only
         for p, state in self._holder.state.items(): state.setdefault('momentum_buffer', torch.zeros_like(p))
 
 def _may_read_mom(step, has_mom):

@@ -49,6 +49,8 @@ class Steps:
     ):
         n_acc, self.n_batch, bs, last = astuple(accumulation)
         full, self._per_step = self.n_batch - 1, accumulation.per_step
+        # A million batches are too many to count one by one. Within an epoch, steps come at equal distances; only the
+        # samples that are `counted` towards the next one where it begins, and its last batch, make them differ
         steps, firsts, counted = [0], [], -left_out * bs
         for _ in range(n_epoch):
             first = max(-((counted - n_acc) // bs), 1)     # the first step comes after so many batches of this epoch
@@ -214,7 +216,7 @@ class BatchPosition(Position):
                 warn_user(f'Epoch {epoch} has {n_batch} batches where {planned} were planned: it takes the same part '
                           'of the cycle, in steps of another size')
             self.lengths[epoch] = n_batch
-        if n_batch != self._n_batch: self._n_batch, self._rows = n_batch, []
+        if n_batch != self._n_batch: self._n_batch, self._rows = n_batch, []     # which lie elsewhere now
         self._before = epoch * n_batch
 
     def row(self, i):
@@ -258,6 +260,7 @@ class StepPosition(BatchPosition):
         else:
             epoch, i = divmod(batch, steps.n_batch)
             n_left = Steps(self._accumulation, self.plan.n_epoch - epoch, i).total
+        # Measured by all the steps that there will be, so that the last one is at the end
         last = max(self.step + n_left, self.step + 1) - 1
         self.position = self.step if last == end else self.step * end / max(last, 1)
 
@@ -364,6 +367,7 @@ class TimePosition(Position):
         self.n, self.n_in_epoch = self.n + self.k, self.n_in_epoch + self.k
         self.used, self.seconds, left, n_ahead, self.is_last = from_rank_0(partial(self._estimate, starts_epoch))
         if starts_epoch: self.n_in_epoch, self.ended = 0, None
+        # As many batches as come closest to the budget
         if left < 1.5 and self.n: self.fractions, self.n_at_end = [1.], self.n_at_end + 1
         else: self.fractions = (self.fraction + (1 - self.fraction) * np.arange(1, n_ahead + 1) / left).tolist()
         self._compute()
@@ -380,7 +384,7 @@ class TimePosition(Position):
         n_in_epoch = 0 if starts_epoch else self.n_in_epoch
         is_last = self._is_last(now, pace, 0) if starts_epoch else self.is_last
         left = self._left(now, pace, n_in_epoch, is_last)
-        if self.n == 1 and left > 1.5: left = inf
+        if self.n == 1 and left > 1.5: left = inf     # the first batch starts workers, and says little of the others
         n_ahead = min(SYNC_SECONDS / pace, left / 4, MOST_AHEAD if self._is_alone else SYNC_BATCHES)
         return now, pace, left, max(int(n_ahead), 1), is_last
 
@@ -389,6 +393,7 @@ class TimePosition(Position):
         ended = now
         if starts_epoch:
             ended = self.ended
+            # An epoch that was cancelled once may be cancelled again, so fewer batches are expected
             if ended is None: ended, self.n_batch = self._cancelled(now), (self.n_batch + self.n_in_epoch) / 2
             else: self.n_batch = self.plan.n_batch
             self.gaps = [*self.gaps[-2:], now - ended]

@@ -24,6 +24,7 @@ from .plot import batch_frame, batches_to_draw, epochs_to_mark, extremes, join_f
 @patch
 def __call__(self:Recorder, event_name):
     "Handle an event as any `Callback` does; at the first training epoch of a fit, drop what an earlier fit recorded."
+    # `before_train` itself is replaced by other packages, before or after this one is imported
     if event_name != 'after_fit' and not hasattr(type(self), event_name): return   # as most events of a batch
     result = Callback.__call__(self, event_name)
     if event_name == 'before_train': self._start_epoch_record()
@@ -71,6 +72,7 @@ class _Record:
         "Return the number of each batch in the cycle, where an epoch that was skipped or cut short leaves a gap."
         if self.plan is None or self.plan.unit in self.columns: return places
         epochs, batches = self._locate(places)
+        # An epoch that isn't in the record has the planned length; all others count with their own
         others = sorted(self.lengths)     # the epochs whose length isn't the planned one
         longer = np.cumsum([0, *(self.lengths[epoch] - self.plan.n_batch for epoch in others)])
         return epochs * self.plan.n_batch + longer[np.searchsorted(others, epochs)] + batches
