@@ -218,7 +218,7 @@ def n_accepted(path, rng, n):
         bad = damaged(content, rng)
         if bad == content: continue
         tried += 1
-        try: read_state(bad, path)
+        try: read_state(path, bad)
         except ValueError: continue
         accepted += 1
     return tried, accepted

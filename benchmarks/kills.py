@@ -6,6 +6,8 @@ import signal
 import torch
 from fastai.basics import Callback
 
+from onecycle_callback.resume.file import read_state
+
 NAME = 'crash'     # of the checkpoint
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -53,8 +55,8 @@ def unfinished_save(folder):
 def is_torn(folder):
     "Check whether there is a checkpoint that cannot be read."
     path = checkpoint_file(folder)
-    try: torch.load(path, weights_only=True) if path.exists() else None
-    except Exception: return True
+    try: read_state(path) if path.exists() else None
+    except ValueError: return True
     return False
 
 def resumes(folder):

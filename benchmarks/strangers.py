@@ -1,33 +1,31 @@
 """Plant checkpoint files that a stranger might write, and watch what reading them does.
 
-`python benchmarks/crash.py --strangers 20000` draws that many files: mutations of the pickles in genuine files, opcode by opcode; all
-that a file may call, in random chains; archives that are compressed, nested deeply or claim too much; parts that are missing or wrong.
-Each is read as `fit_one_cycle` reads it, and restored into a Learner. An audit hook counts code that is run or compiled, files that
-are opened for writing or removed, processes, sockets and imports; what is raised must be a `ValueError` that names the file."""
-import encodings.cp437  # noqa: F401 (Python and torch import these once, when they are needed first)
-import io
-import pickletools
+`python benchmarks/crash.py --strangers 20000` draws that many files: mutations of the JSON in genuine files, node by node and letter by
+letter; all the kinds of nodes that a file may hold, in random chains; files that are nested deeply or claim too much; parts that are
+missing or wrong. Each is read as `fit_one_cycle` reads it, and restored into a Learner. An audit hook counts code that is run or
+compiled, files that are opened for writing or removed, processes, sockets and imports; what is raised must be a `ValueError` that
+names the file."""
+import json
 import resource
 import sys
 import tempfile
 import time
-import zipfile
 import zlib
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 
+import torch._subclasses.schema_check_mode  # noqa: F401 (torch imports it once, when it is needed first)
 import torch
-import torch._subclasses.schema_check_mode  # noqa: F401
 from fastai.basics import Callback
 
 from crash import learner
 from onecycle_callback import CycleCheckpoint
-from onecycle_callback.resume.file import _MARK, read_file, read_state
-from onecycle_callback.resume.pickling import _BUILD, _in_file, Parts, Refused, load
+from onecycle_callback.resume.file import _MARK, read_state
+from onecycle_callback.resume.objects import _BUILD, _GENERATORS, _KINDS, Refused, load
 from onecycle_callback.resume.state import loader_states, object_states, set_model_state
 
-MODULE = 'onecycle_callback.resume.pickling'
 WATCHED = ('exec', 'compile', 'subprocess.', 'os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.remove', 'os.rename', 'os.mkdir',
            'os.rmdir', 'os.chmod', 'os.link', 'os.symlink', 'os.truncate', 'shutil.', 'socket.', 'import', 'ctypes.', 'pty.', 'webbrowser.')
 
@@ -60,125 +58,113 @@ def genuine(folder):
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .01, cbs=[Mine(), Stop()], checkpoint=CycleCheckpoint('run', every=7))
     except KeyboardInterrupt: pass
-    return read_state(read_file(folder/'models/run.cycle'), folder), learn
+    return read_state(folder/'models/run.cycle'), learn
 
-# Pickles
-
-OPCODES = [op for op in pickletools.opcodes if op.arg is None]
-
-def split(content):
-    "Return the opcodes of a pickle as pieces of bytes."
-    at = [position for _, _, position in pickletools.genops(content)] + [len(content)]
-    return [content[i:j] for i, j in zip(at, at[1:])]
-
-def text(x): return b'X' + len(x.encode()).to_bytes(4, 'little') + x.encode()
-def number(n): return b'J' + n.to_bytes(4, 'little', signed=True)
-def tup(*xs): return b'(' + b''.join(xs) + b't'
-def glob(module, name): return b'c' + module.encode() + b'\n' + name.encode() + b'\n'
+# What a file says
 
 NAMES = ['learn', 'dls', 'opt', 'model', 'Mine', 'Recorder', 'Recorder.values 0 L', 'subprocess.Popen', 'os.system', 'builtins.eval', f'{__name__}.Mine',
          'fastcore.foundation.L', 'torch.nn.modules.linear.Linear', 'export', 'fit', 'save', 'write_text', '__init__', '__reduce__', '/tmp/planted', 'PCG64',
-         'torch', 'float32', 'uint8', '<f8', '|O', 'cpu', '1e999999999', '1/1', '__setstate__', '__dict__', *_BUILD]
-GLOBALS = [('os', 'system'), ('subprocess', 'Popen'), ('builtins', 'eval'), ('builtins', 'getattr'), ('builtins', 'bytearray'), ('pathlib', 'PosixPath'),
-           ('torch', 'load'), ('torch._utils', '_rebuild_tensor_v2'), ('collections', 'OrderedDict'), ('fastcore.foundation', 'L'), (MODULE, 'Reader'),
-           *[(MODULE, name) for name in _in_file] * 3]
+         'torch', 'float32', 'uint8', '<f8', '|O', 'cpu', '1e999999999', '1/1', '__setstate__', '__dict__', 'attributes', 'again', *_BUILD, *_GENERATORS]
+NUMBERS = [0, 1, -1, 2, 5, 8, 255, 2**31 - 1, -2**31, 2**70, .5, float('nan'), True, False, None]
 
-def value(rng, depth=0):
-    "Return a piece of a program that makes something."
-    kind = rng.randrange(13 if depth < 4 else 6)
-    if kind == 0: return text(rng.choice(NAMES))
-    if kind == 1: return number(rng.choice([0, 1, -1, 2, 5, 255, 2**31 - 1, -2**31, rng.randrange(1000)]))
-    if kind == 2: return rng.choice([b'N', b'\x88', b'\x89', b']', b'}', b')', b'\x8f', b'G' + bytes(8)])
-    if kind == 3: return b'B' + (8).to_bytes(4, 'little') + rng.randbytes(8)
-    if kind == 4: return b'\x8a\xff' + rng.randbytes(255)
-    if kind == 5: return glob(*rng.choice(GLOBALS))
-    inner = [value(rng, depth + 1) for _ in range(rng.randint(0, 4))]
-    if kind == 6: return tup(*inner)
-    if kind == 7: return b'](' + b''.join(inner) + b'e'
-    if kind == 8: return b'}(' + b''.join(text(rng.choice(NAMES)) + each for each in inner) + b'u'
-    if kind == 9: return value(rng, depth + 1) + value(rng, depth + 1) + b'b'
-    return glob(*rng.choice(GLOBALS)) + tup(*inner) + b'R'
+def drawn_node(rng, depth=0):
+    "Return a node that makes something, or doesn't."
+    kind = rng.randrange(8 if depth < 5 else 3)
+    if kind == 0: return rng.choice(NAMES)
+    if kind == 1: return rng.choice([*NUMBERS, rng.randrange(1000)])
+    if kind == 2: return ['again', rng.randrange(30)]
+    inner = [drawn_node(rng, depth + 1) for _ in range(rng.randint(0, 5))]
+    if kind == 3: return rng.choice([inner, ['list', *inner], {name: name for name in rng.sample(NAMES, 2)}])
+    if kind == 4: return ['dict', *(part for node in inner for part in (rng.choice(NAMES), node))]
+    if kind == 5: return ['class', rng.choice(NAMES)]
+    if kind == 6: return ['tensor', None, rng.choice(['model.0.weight', [0, 8], [8, 999], [-1, 2**50]]), rng.choice(['uint8', 'float32', 'save']), [2, 1], [1, 1], 0]
+    return [rng.choice([*_KINDS, 'eval', '__class__']), *inner]
 
-def mutated(rng, content):
-    "Return a pickle with opcodes that are removed, repeated, swapped or changed, or with something else between."
-    pieces = split(content)
+def places(node):
+    "Yield each list in a node, and each place in it."
+    for key in range(len(node)) if isinstance(node, list) else ():
+        yield node, key
+        yield from places(node[key])
+
+def mutated(rng, text):
+    "Return JSON with nodes that are removed, repeated, swapped or changed, or with other letters."
+    if rng.random() < .2:
+        letters = list(text)
+        for _ in range(rng.choice([1, 3, 10])): letters[rng.randrange(len(letters))] = rng.choice('[]{},:"0127aeN-.\\ ')
+        return ''.join(letters)
+    node = json.loads(text)
     for _ in range(rng.choice([1, 1, 2, 5, 20])):
-        i, j = rng.randrange(len(pieces)), rng.randrange(len(pieces))
-        kind = rng.randrange(7)
-        if kind == 0: del pieces[i]
-        elif kind == 1: pieces.insert(i, pieces[j])
-        elif kind == 2: pieces[i], pieces[j] = pieces[j], pieces[i]
-        elif kind == 3: pieces.insert(i, rng.choice(OPCODES).code.encode('latin1'))
-        elif kind == 4: pieces[i] = value(rng)
-        elif kind == 5: pieces.insert(i, value(rng))
-        elif len(pieces[i]) > 1: pieces[i] = pieces[i][:1] + rng.randbytes(len(pieces[i]) - 1)
-        if not pieces: break
-    return b''.join(pieces)
+        found = list(places(node))
+        if not found: break
+        (owner, key), (other, name) = rng.choice(found), rng.choice(found)
+        kind = rng.randrange(6)
+        if kind == 0: del owner[key]
+        elif kind == 1: owner[key] = deepcopy(other[name])
+        elif kind == 2: owner[key], other[name] = deepcopy(other[name]), deepcopy(owner[key])
+        elif kind == 3 and isinstance(owner, list): owner.insert(key, drawn_node(rng))
+        elif kind == 4: owner[0] = rng.choice([*_KINDS])
+        else: owner[key] = drawn_node(rng)
+    return json.dumps(node)
 
 def bomb(rng):
-    "Return a pickle that claims much, or would take long."
+    "Return JSON that claims much, or would take long."
     n = rng.choice([10_000, 300_000])
-    return b'\x80\x04' + rng.choice([
-        b']' * n + b'a' * (n - 1), b')' + b'\x85' * n, b'}' + b')' + b'\x85' * n + b'Ns', b'](' + b'\x8f' * n + b'e', b'(' * n, b'N' + b'\x94' * n,
-        b'](' + (b'h\x00') * 100 + b'e', b'\x8d' + (2**50).to_bytes(8, 'little'), b'\x95' + (2**50).to_bytes(8, 'little') + b'N',
-        b'K\x01' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(60)) + b'\x85R',
-        glob(MODULE, '_storage') + tup(b'B' + (100).to_bytes(4, 'little') + bytes(100)) + b'R' + glob(MODULE, '_constant') + tup(text('float32')) + b'R',
-        glob('builtins', 'bytearray') + tup(number(2**31 - 1)) + b'R',
-        glob(MODULE, '_value') + tup(text('Fraction'), b'\x8b' + n.to_bytes(4, 'little') + rng.randbytes(n), number(7)) + b'R']) + b'.'
+    doubled = '1'
+    for i in range(60): doubled = f'["tuple",{doubled},["again",{60 - i}]]'
+    return rng.choice([
+        '[' * n + ']' * n, '["tuple",' * n + '1' + ']' * n, '[' + '[],' * n + '[]]', '["list",' + '["set"],' * n + '1]', '["list",' + '["list"],' * n + '1]', '9' * n,
+        f'["dict",{doubled},1]', '["floats",0,1125899906842624]', '["value","builtins.bytearray",null,2147483647]', '["list"' + ',{}' * n + ']',
+        '["list",["dict",' + ','.join(f'"{i}",1' for i in range(n // 10)) + '],' + '["value","collections.OrderedDict",null,["again",1]],' * (n // 10) + '1]',
+        '["value","fractions.Fraction",null,' + '7' * 4000 + ',3]', '["list",' + '["again",0],' * n + '1]', '"' + 'x' * n])
 
 # Files
 
-def archive(pickled, records, compression=zipfile.ZIP_STORED):
-    "Return the content of a file with this pickle."
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, 'w', compression) as z:
-        z.writestr('archive/data.pkl', pickled)
-        for name, content in records.items(): z.writestr(f'archive/{name}', content)
-    return made.getvalue() + _MARK + zlib.crc32(made.getvalue()).to_bytes(4, 'big')
+def said(content):
+    "Return the blocks and the JSON of a genuine file, or of a part."
+    begin = len(content) - 8 - int.from_bytes(content[-8:], 'little')
+    return content[:begin], content[begin:-8].decode()
 
-def records_of(content):
-    "Return the pickle of a genuine file and its other records."
-    z = zipfile.ZipFile(io.BytesIO(content[:content.rindex(_MARK)]))
-    records = {name.partition('/')[2]: z.read(name) for name in z.namelist()}
-    return records.pop('data.pkl'), records
+def content_of(blocks, text):
+    text = text.encode('utf8', 'replace')
+    return blocks + text + len(text).to_bytes(8, 'little')
+
+def checkpoint(content): return content + _MARK + zlib.crc32(content).to_bytes(4, 'big')
 
 class Strangers:
     "Files of strangers, and what reading them does."
     def __init__(self, folder, seed):
         self.rng, self.folder, self.watch, self.figures = Random(seed), folder, Watch(), Counter()
         self.state, self.learn = genuine(folder)
-        self.pickled, self.records = records_of(read_file(folder/'models/run.cycle'))
+        self.outer = said((folder/'models/run.cycle').read_bytes()[:-len(checkpoint(b''))])
         process = self.state['processes'][0]
-        self.inner = [process[name].numpy().tobytes() for name in ('carried', 'random', 'data')]
+        self.inner = [*map(said, [process['carried'], process['random']['loaders']])]
         self.learn.add_cb(Mine())
         self.objects, self.loaders = object_states(self.learn, list(self.learn.cbs)), loader_states(self.learn)
         self.longest = self.largest = 0.
 
     def _drawn_file(self):
         "Return the content of a file of a stranger."
-        kind = self.rng.choice([0, 0, 0, 1, 1, 1, 3, 3, 4, 5] + [2] * (self.rng.random() < .2))
-        if kind == 0: return archive(mutated(self.rng, self.pickled), self.records)
-        if kind == 1: return archive(b'\x80\x02' + value(self.rng) + b'.', self.records)
-        if kind == 2: return archive(bomb(self.rng), self.records, self.rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
-        if kind == 3: return archive(self.pickled, {name: record[:self.rng.randrange(len(record) + 1)] for name, record in self.records.items()})
-        if kind == 4: return archive(self.pickled, dict(self.rng.sample(list(self.records.items()), self.rng.randrange(len(self.records)))))
-        return read_file(self.folder/'models/run.cycle')[:-20] + self.rng.randbytes(20)
+        (blocks, text), kind = self.outer, self.rng.choice([0, 0, 0, 1, 1, 1, 3, 4] + [2] * (self.rng.random() < .2))
+        if kind == 0: return checkpoint(content_of(blocks, mutated(self.rng, text)))
+        if kind == 1: return checkpoint(content_of(blocks, json.dumps(drawn_node(self.rng))))
+        if kind == 2: return checkpoint(content_of(blocks, bomb(self.rng)))
+        if kind == 3: return checkpoint(content_of(blocks[:self.rng.randrange(len(blocks))], text))
+        return checkpoint(content_of(blocks, text)[:-20] + self.rng.randbytes(20))
 
     def _drawn_inner(self):
-        "Return a pickle of a stranger for the inner part of a genuine file."
-        kind = self.rng.choice([0, 0, 0, 2, 2, 2] + [3] * (self.rng.random() < .2))
-        if kind < 2: return mutated(self.rng, self.rng.choice(self.inner))
-        return b'\x80\x04' + value(self.rng) + b'.' if kind == 2 else bomb(self.rng)
+        "Return what a stranger might put into the inner part of a genuine file."
+        (blocks, text), kind = self.rng.choice(self.inner), self.rng.choice([0, 0, 0, 1, 1, 1] + [2] * (self.rng.random() < .2))
+        if kind == 0: return content_of(blocks, mutated(self.rng, text))
+        return content_of(blocks, json.dumps(drawn_node(self.rng)) if kind == 1 else bomb(self.rng))
 
     def _read_file(self, content):
-        state = read_state(content, Path('run.cycle'))
+        state = read_state('run.cycle', content)
         try: set_model_state(self.learn, state['model'])
         except Exception as e: raise ValueError('run.cycle does not fit') from e     # as `ResumableRun` says
         return 'accepted'
 
     def _read_inner(self, content):
-        content = torch.frombuffer(bytearray(content or b'.'), dtype=torch.uint8)
-        try: load(content, self.loaders.standing, Parts(self.loaders.parts()))
+        try: load(content, self.loaders.standing)
         except Refused: pass
         try: problems, _ = self.objects.restore(content)
         except Exception as e: raise ValueError('run.cycle does not fit') from e

@@ -1,9 +1,7 @@
 """A checkpoint that was damaged is refused; what a file asks for is made only if it is on the list."""
+import json
 import os
 import pickle
-import pickletools
-import shutil
-import subprocess
 import warnings
 from functools import cache
 from random import Random
@@ -16,8 +14,8 @@ from fastai.basics import Callback
 from support.helpers import frozen_state
 from support.interrupted import N_BATCH, Interrupt, assert_same, learner, results
 from onecycle_callback import CycleCheckpoint
-from onecycle_callback.resume.file import read_file, read_state, write_file
-from onecycle_callback.resume.pickling import _in_file
+from onecycle_callback.resume.file import read_state, write_file
+from onecycle_callback.resume.objects import Standing, dump, load
 
 pytestmark = pytest.mark.matrix
 
@@ -62,11 +60,11 @@ def test_no_damage_is_accepted(content, tmp_path, damage):
         damaged = damage(content, rng)
         if damaged == content: continue      # zeros over zeros
         n += 1
-        try: read_state(damaged, tmp_path)
+        try: read_state(tmp_path, damaged)
         except ValueError: continue
         accepted += 1
     assert accepted == 0
-    read_state(content, tmp_path)
+    read_state(tmp_path, content)
 
 @pytest.mark.parametrize('damage', [flip, truncate, swap])
 def test_a_damaged_file_touches_nothing(content, tmp_path, damage):
@@ -83,51 +81,57 @@ def test_a_later_format(content, tmp_path):
     path = tmp_path / 'models/run1.cycle'
     path.parent.mkdir()
     path.write_bytes(content)
-    write_file(path, read_state(content, path) | dict(format='a cycle of onecycle_callback, 9'))
+    write_file(path, read_state(path, content) | dict(format='a cycle of onecycle_callback, 9'))
     with pytest.raises(ValueError, match='another version of onecycle_callback'):
         learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
 
-class Asks:
-    "An object that is read by calling `function`."
-    def __init__(self, function, *args): self.how = function, args
-    def __reduce__(self): return self.how
+def with_carried(state, change):
+    "Return `state` with a change in the JSON of what the callbacks and layers hold, whose blocks stay where they are."
+    content = state['processes'][0]['carried']
+    begin = len(content) - 8 - int.from_bytes(content[-8:], 'little')
+    node = json.loads(content[begin:-8])
+    change(node)
+    text = json.dumps(node).encode()
+    process = state['processes'][0] | dict(carried=content[:begin] + text + len(text).to_bytes(8, 'little'))
+    return state | dict(processes=[process])
 
-def with_value(content, name, value):
-    "Return a pickle in which `value` stands after the text `name`, in a number's place."
-    found = list(pickletools.genops(content))
-    pieces = [content[i:j] for (_, _, i), (_, _, j) in zip(found, [*found[1:], (None, None, len(content))])]
-    at = next(i for i, (_, arg, _) in enumerate(found) if arg == name) + 2     # after `MEMOIZE`
-    assert found[at][0].name.startswith('BININT')
-    pieces[at] = pickletools.optimize(pickle.dumps(value, 2))[2:-1]     # which leaves the memo alone
-    return b''.join(piece for piece, (op, _, _) in zip(pieces, found) if op.name != 'FRAME')
+def set_after(node, name, value):
+    "Put `value` in the place of each number that stands after the text `name`."
+    for i, each in enumerate(node):
+        if type(each) is list: set_after(each, name, value)
+        if i and node[i - 1] == name and type(each) is int: node[i] = value
 
-WANTED = {'a class of Python': (Asks(subprocess.Popen, ['touch', 'it_ran']), 'Popen'),
-          'a function': (Asks(shutil.copy, '/dev/null', 'it_ran'), 'shutil.copy'),
-          'a function of torch': (Asks(torch.save, 1, 'it_ran'), 'torch.serialization.save'),
-          'a method': (Asks(_in_file['_method'], 'learn', '__nothing__'), 'learn.__nothing__'),
-          'a class': (Asks(_in_file['_class'], 'subprocess.Popen'), 'subprocess.Popen'),
-          'another name': (Asks(_in_file['_standing'], 'subprocess'), 'subprocess')}
+def new(name, *args): return ['object', None, ['class', name], True, [*args], None]
+
+WANTED = {'a class of Python': (new('subprocess.Popen', ['list', 'touch', 'it_ran']), 'Popen'),
+          'a function': (['standing', 'the function shutil.copy'], 'shutil.copy'),
+          'a function that is called': (new('shutil.copy', '/dev/null', 'it_ran'), 'shutil.copy'),
+          'a method': (['method', 'learn', '__nothing__'], 'learn.__nothing__'),
+          'a class': (['class', 'subprocess.Popen'], 'subprocess.Popen'),
+          'another name': (['standing', 'subprocess'], 'subprocess')}
 
 @pytest.mark.parametrize('wanted, name', WANTED.values(), ids=WANTED)
 def test_what_a_file_may_not_ask_for(content, tmp_path, monkeypatch, wanted, name):
     "It is named before training, and the live value stays."
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'models/run1.cycle'
-    state = read_state(content, path)
-    evil = with_value(state['processes'][0]['carried'].numpy().tobytes(), 'calls', wanted)
-    state['processes'][0]['carried'] = torch.frombuffer(bytearray(evil), dtype=torch.uint8)
     path.parent.mkdir()
-    write_file(path, state)
+    write_file(path, with_carried(read_state(path, content), lambda node: set_after(node, 'calls', wanted)))
     message = rf'cannot restore model\.4\.calls.*{name}.*the cycle resumes with what is there now'
     with pytest.warns(UserWarning, match=message):
         learner(tmp_path).fit_one_cycle(4, .05, checkpoint=KEEP)
     assert not os.path.exists('it_ran')
 
-def test_what_runs_a_command_is_refused(tmp_path):
-    "torch blocks the modules that could."
-    path = tmp_path / 'run1.cycle'
-    torch.save(dict(evil=Asks(os.system, 'touch it_ran')), path)
-    with pytest.raises(ValueError, match='Move it away'): read_state(path.read_bytes(), path)
+class Asks:
+    "An object that is pickled as a call."
+    def __reduce__(self): return os.mkdir, ('it_ran',)
+
+@pytest.mark.parametrize('save', [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))], ids=['torch', 'pickle'])
+def test_a_pickle_is_refused_and_not_read(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save(dict(evil=Asks()), path := tmp_path / 'run1.cycle')
+    with pytest.raises(ValueError, match='Move it away'): read_state(path)
+    assert not os.path.exists('it_ran')
 
 class Unstorable(Callback):
     "Hold values that no file can hold, and one that it can."
@@ -195,7 +199,29 @@ def test_a_large_tensor_that_changes_is_stored(tmp_path, write):
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, Sums(), Interrupt(30), checkpoint=KEEP)
     assert torch.equal(fit(tmp_path, Sums(), checkpoint=KEEP), expected)
 
-def test_file_is_read_by_torch(content, tmp_path):
-    (tmp_path / 'file').write_bytes(content)
-    stored = torch.load(tmp_path / 'file', weights_only=True)
-    assert stored.keys() == read_state(read_file(tmp_path / 'file'), tmp_path).keys()
+def test_a_large_array_that_is_only_shuffled_is_stored(tmp_path):
+    "Its numbers have the same sum."
+    class Shuffles(Callback):
+        def __init__(self): self.numbers = np.arange(20_000)
+        def before_epoch(self): np.random.default_rng(self.epoch).shuffle(self.numbers)
+    def fit(path, *cbs, **kwargs):
+        learner(path).fit_one_cycle(4, .05, cbs=cbs, **kwargs)
+        return cbs[0].numbers
+    expected = fit(tmp_path / 'calm', Shuffles())
+    with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, Shuffles(), Interrupt(30), checkpoint=KEEP)
+    assert (fit(tmp_path, Shuffles(), checkpoint=KEEP) == expected).all()
+
+def test_the_weights_in_a_file_are_read_without_a_run(content, tmp_path):
+    "As How checkpoints work says."
+    (tmp_path / 'run1.cycle').write_bytes(content)
+    model = learner(tmp_path).model
+    model.load_state_dict(read_state(tmp_path / 'run1.cycle')['model']['weights'])
+    assert model[1].num_batches_tracked == 28
+
+@pytest.mark.parametrize('value', [
+    lambda: [(i, str(i)) for i in range(300_000)], lambda: {f'{i} name': [i] for i in range(200_000)},
+    lambda: [torch.tensor(1.)] * 300_000], ids=['pairs', 'lists by name', 'tensors'])
+def test_what_is_long_is_read_again(value):
+    "However much memory it takes for its size in the file."
+    value = value()
+    assert_same(load(dump(value, Standing()), Standing())[0], value)

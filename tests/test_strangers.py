@@ -1,11 +1,9 @@
 """A planted checkpoint file runs no code, touches no file and takes no memory that it only claims."""
-import io
+import json
 import os
 import pickle
-import sys
 import time
 import tracemalloc
-import zipfile
 import zlib
 from subprocess import Popen  # noqa: F401 (what a training script may import: a file asks for it)
 
@@ -15,54 +13,57 @@ from fastai.basics import Callback
 
 from support.helpers import frozen_state
 from support.interrupted import Interrupt, learner
-from onecycle_callback.resume.file import _MARK, read_file, read_state, write_file
-from onecycle_callback.resume.pickling import Parts, Refused, Standing, dump, load
+from onecycle_callback.resume.file import _MARK, read_state, write_file
+from onecycle_callback.resume.objects import Refused, Standing, dump, load
 
 pytestmark = pytest.mark.matrix
 
-# A pickle, opcode by opcode
+# What a file says, written by hand
 
-OWN = 'onecycle_callback.resume.pickling'
+def program(node, blocks=b''):
+    "Return what a `Writer` would write for a node, which may be text already."
+    text = (node if isinstance(node, str) else json.dumps(node)).encode()
+    return blocks + text + len(text).to_bytes(8, 'little')
 
-def glob(module, name): return b'c' + module.encode() + b'\n' + name.encode() + b'\n'
-def text(x): return b'X' + len(x.encode()).to_bytes(4, 'little') + x.encode()
-def whole(n): return b'K' + bytes([n])
-def tup(*xs): return b'(' + b''.join(xs) + b't'
-def call(f, *args): return f + tup(*args) + b'R'
-def items(*xs): return b']' + b''.join(x + b'a' for x in xs)
-def own(name, *args): return call(glob(OWN, name), *args)
-def via_torch(f, cls, *args): return call(glob('torch._tensor', '_rebuild_from_type_v2'), f, cls, tup(*args), b'}')
-def program(expression): return b'\x80\x02' + expression + b'.'
+def checkpoint(content): return content + _MARK + zlib.crc32(content).to_bytes(4, 'big')
 
-def archive(pickled):
-    "Return an archive as `torch.save` makes it, with this pickle and the checksum of a checkpoint."
-    torch.save({}, plain := io.BytesIO())
-    made, old = io.BytesIO(), zipfile.ZipFile(plain)
-    with zipfile.ZipFile(made, 'w', zipfile.ZIP_STORED) as z:
-        for name in old.namelist(): z.writestr(name, pickled if name.endswith('data.pkl') else old.read(name))
-    return made.getvalue() + _MARK + zlib.crc32(made.getvalue()).to_bytes(4, 'big')
-
-def method(owner, name): return own('_method', owner, text(name))
+def cls(name): return ['class', name]
+def new(name, *args, is_called=True, state=None): return ['object', None, cls(name), is_called, [*args], state]
+def value(name, *args): return ['value', name, None, *args]
+def items(**named): return ['dict', *(each for item in named.items() for each in item)]
+def tup(*values): return ['tuple', *values]
 
 def attacks(path):
-    "Programs that write `path`, or would if something that they make were called."
-    file, code = call(glob('pathlib', 'PosixPath'), text(str(path))), text(f'open({str(path)!r}, "w").write("evil")')
-    many, eval_ = glob('fastcore.foundation', 'L'), glob('builtins', 'eval')
-    yield 'a method of what the file made', via_torch(method(file, 'write_text'), glob('builtins', 'int'), text('evil'))
-    yield 'eval', call(eval_, code)
-    yield 'a partial', call(call(glob('functools', 'partial'), eval_, code))
-    yield 'a default', call(glob('collections', 'defaultdict'), call(glob('functools', 'partial'), eval_, code))
-    yield 'L', via_torch(method(call(many, items(eval_)), 'map'), many, eval_)
-    yield 'a class', call(glob('subprocess', 'Popen'), items(text('touch'), text(str(path))))
-    yield 'os.system', call(glob('os', 'system'), text(f'touch {path}'))
-    yield 'our partial', call(own('_partial', eval_, tup(code), b'}'))
-    yield 'our method', call(own('_method', text('learn'), text('export')), text(str(path)))
-    yield 'a standing object', call(own('_standing', text('learn')), text('fit'))
-    yield 'new', own('_new', b'N', own('_class', text('subprocess.Popen')))
-    yield 'called', own('_called', b'N', own('_class', text('subprocess.Popen')), items(text('touch'), text(str(path))))
-    yield 'a state', own('_standing', text('learn')) + b'}' + text('fit') + code + b'sb'
-    yield 'an instance', b'(' + text(f'touch {path}') + b'ios\nsystem\n'
-    yield 'an object', b'(' + glob('os', 'system') + text(f'touch {path}') + b'o'
+    "What would write `path`, if it were called."
+    command, code = ['touch', str(path)], f'open({str(path)!r}, "w")'
+    method = ['method', 'learn', 'export']
+    yield 'Popen', new('subprocess.Popen', ['list', *command])
+    yield 'os.system', new('os.system', ' '.join(command))
+    yield 'eval', new('builtins.eval', code)
+    yield 'a kind', ['eval', code]
+    yield 'another kind', ['os.system', ' '.join(command)]
+    yield 'a kind of ours', ['read_state', str(path)]
+    yield 'an attribute of a kind', ['__class__']
+    yield 'a value', value('builtins.eval', code)
+    yield 'a standing function', ['standing', 'the function builtins.eval']
+    yield 'a partial', value('functools.partial', ['standing', 'eval'], tup(code), items())
+    yield 'a partial that is called', ['object', None, value('functools.partial', cls('pathlib.Path'), tup(), items()), True, [str(path)], None]
+    yield 'a method that is called', ['object', None, method, True, [str(path)], None]
+    yield 'a default', value('collections.defaultdict', method, items())
+    yield 'new', new('subprocess.Popen', is_called=False)
+    yield 'a number as a class', ['object', None, 7, True, [], None]
+    yield 'an object of JSON', dict(eval=[code])
+    yield 'a state of the Learner', ['object', 'learn', cls('fastai.learner.Learner'), False, [], items(fit=code)]
+    yield 'a state of a class', ['object', None, cls('fastai.learner.Learner'), False, [], items(fit=code)]
+    yield 'a state that is loaded', ['loaded', 'learn', code]
+    yield 'a loader', ['loader', 'learn', items(fit=code)]
+    yield 'a file', ['floats', str(path), 8]
+    yield 'pickled', pickle.dumps(Writes(str(path)), 0).decode()
+
+class Writes:
+    "What a pickle of it does when it is read: write a file."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return exec, (f'open({self.path!r}, "w")',)
 
 NAMES = [name for name, _ in attacks('')]
 
@@ -70,10 +71,10 @@ NAMES = [name for name, _ in attacks('')]
 def test_the_outer_level_runs_nothing(tmp_path, name):
     (tmp_path / 'models').mkdir()
     path = tmp_path / 'models/run1.cycle'
-    path.write_bytes(archive(program(dict(attacks(tmp_path / 'written'))[name])))
+    path.write_bytes(checkpoint(program(dict(attacks(tmp_path / 'written'))[name])))
     learn = learner(tmp_path)
     before = frozen_state(learn)
-    with pytest.raises(ValueError, match=r'run1\.cycle (cannot be read|holds).*Move it away'):
+    with pytest.raises(ValueError, match=r'run1\.cycle (cannot be read|is not a checkpoint).*Move it away'):
         learn.fit_one_cycle(1, .05, checkpoint='run1')
     assert frozen_state(learn) == before and os.listdir(tmp_path) == ['models']
     assert os.listdir(path.parent) == ['run1.cycle']
@@ -93,83 +94,92 @@ def genuine(tmp_path_factory):
     path = tmp_path_factory.mktemp('genuine')
     with pytest.raises(RuntimeError, match='interrupted'):
         learner(path).fit_one_cycle(2, .05, cbs=[Mine(), Interrupt(15)], checkpoint='run1')
-    return read_state(read_file(path / 'models/run1.cycle'), path)
+    return read_state(path / 'models/run1.cycle')
 
 def planted(path, state, **changes):
     "Write a file of a genuine run with these changes, and return a Learner beside it."
     write_file(path / 'models/run1.cycle', state | changes)
     return learner(path)
 
-def with_inner(state, pickled, part='carried'):
-    process = state['processes'][0] | {part: torch.frombuffer(bytearray(pickled), dtype=torch.uint8)}
-    return dict(processes=[process])
+def with_inner(state, content, part):
+    process = state['processes'][0]
+    if part == 'carried': return dict(processes=[process | dict(carried=content)])
+    owner, name = ('random', 'loaders') if part == 'loaders' else ('data', 'told')
+    return dict(processes=[process | {owner: process[owner] | {name: content}}])
 
 def helpers(path):
-    here = text(f'{__name__}.Helper')
-    yield 'an imported class', call(glob(__name__, 'Popen'), items(text('touch'), text(str(path))))
-    yield 'a class of the script', call(glob(__name__, 'Helper'), text(str(path)))
-    yield 'a class of the script, by our function', own('_called', b'N', own('_class', here), text(str(path)))
-    yield 'a class of the script, without its __init__', own('_new', b'N', own('_class', here))
-    yield 'its own class, called', own('_called', b'N', own('_class', text(f'{__name__}.Mine')), text(str(path)))
+    yield 'an imported class', new(f'{__name__}.Popen', ['list', 'touch', str(path)])
+    yield 'a class of the script', new(f'{__name__}.Helper', str(path))
+    yield 'a class of the script, without its __init__', new(f'{__name__}.Helper', is_called=False)
+    yield 'its own class, called', new(f'{__name__}.Mine', str(path))
 
 INNER = [*NAMES, *(name for name, _ in helpers(''))]
 
+class Tells(torch.utils.data.DataLoader):
+    "A loader that tells its place."
+    bs = 4
+    def state_dict(self): return dict(n=1)
+    def load_state_dict(self, state): assert state == dict(n=1), 'of a stranger'
+
 @pytest.mark.filterwarnings('ignore:.*cannot restore')
-@pytest.mark.parametrize('part', ['carried', 'random', 'data'])
+@pytest.mark.parametrize('part', ['carried', 'loaders', 'told'])
 @pytest.mark.parametrize('name', INNER)
 def test_the_inner_part_runs_nothing(tmp_path, genuine, name, part):
     "It is refused in words, or the values that are there stay."
-    expression = dict([*attacks(tmp_path / 'written'), *helpers(tmp_path / 'written')])[name]
-    attribute = b'}' + text('Mine') + b'}' + text('attributes') + b'}' + text('n') + expression + b'sss'
-    learn = planted(tmp_path, genuine, **with_inner(genuine, program(attribute), part))
+    node = dict([*attacks(tmp_path / 'written'), *helpers(tmp_path / 'written')])[name]
+    node = node if name == 'pickled' else items(Mine=items(attributes=items(n=node)))
+    learn = planted(tmp_path, genuine, **with_inner(genuine, program(node), part))
+    if part == 'told': learn.dls.loaders[0] = Tells(learn.dls.train.dataset, batch_size=4)
     try: learn.fit_one_cycle(2, .05, cbs=Mine(), checkpoint='run1')
     except ValueError as e: assert 'run1.cycle' in str(e) and 'Move it away' in str(e)
     assert os.listdir(tmp_path) == ['models']
 
 # What a file only claims
 
+HUGE = 2**31 - 1
+
 def claims():
-    size = own('_tensor', own('_storage', b'C\x04abcd'), own('_constant', text('float32')), tup(b'J\xff\xff\xff\x7f'),
-               tup(whole(1)), whole(0), text('cpu'))
-    yield 'a tensor', size
-    yield 'a stride of 0', size.replace(tup(whole(1)), tup(whole(0)))
-    yield 'an array', own('_array', text('<f8'), tup(b'J\xff\xff\xff\x7f'), b'\x89', b'C\x08abcdefgh')
-    yield 'bytes', call(glob('builtins', 'bytearray'), b'J\xff\xff\xff\x7f')
-    yield 'a queue', own('_value', text('deque'),
-                         own('_value', text('range'), whole(0), b'J\xff\xff\xff\x7f', whole(1)), b'N')
-    yield 'a text', b'\x8d' + (2**40).to_bytes(8, 'little')
-    yield 'a fraction', own('_value', text('Fraction'), text('1e999999999'), whole(1))
-    yield 'copies', (b'C\xff' + bytes(255) + b'q\x01' + b']' + b'('
-                     + b'(h\x01tR'.join([glob(OWN, '_storage')] * 10) + b'e')
-    yield 'empty sets', b'](' + b'\x8f' * 300_000 + b'e'
-    yield 'deep', b']' * 200_000 + b'a' * 199_999
-    yield 'a key that takes for ever', b'K\x01' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86'
-                                                           for i in range(60)) \
-        + b'}' + b'q\xff' + b'0' + b'h\xff' + b'h\x3b' + b'K\x01s'
-    yield 'a deep key', b'}' + b')' + b'\x85' * 200_000 + b'K\x01s'
+    yield 'a tensor', program(['tensor', None, [0, 4], 'float32', [HUGE], [1], 0], b'abcd')
+    yield 'a stride of 0', program(['tensor', None, [0, 4], 'float32', [HUGE], [0], 0], b'abcd')
+    yield 'a block', program(['bytes', 0, 2**50])
+    yield 'a block before the file', program(['bytes', -2**50, 4])
+    yield 'an array', program(['array', '<f8', [HUGE], 'C', [0, 8]], bytes(8))
+    yield 'a text', (2**40).to_bytes(8, 'little')
+    yield 'bytes', program(value('builtins.bytearray', HUGE))
+    yield 'a queue', program(value('collections.deque', value('builtins.range', 0, HUGE, 1), None))
+    yield 'a fraction', program(value('fractions.Fraction', '1e999999999', 1))
+    yield 'a number', program('[' + '9' * 1_000_000 + ']')
+    yield 'copies', program(['list', items(**{str(i): i for i in range(10_000)}), *[value('collections.OrderedDict', ['again', 1])] * 10_000])
+    yield 'blocks', program(['list', *(['tensor', None, [i, 1_000_000], 'uint8', [1], [1], 0] for i in range(1000))], bytes(1_000_000))
+    yield 'tensors', program(['list', ['tensor', None, [0, 10**6], 'uint8', [10**6], [1], 0],
+                              *[['scalars', cls('torch.Tensor'), ['again', 1]]] * 1000], bytes(10**6))
+    yield 'lists', program('[' + '[],' * 3_000_000 + '[]]')
+    yield 'sets', program('["list",' + '["set"],' * 300_000 + '1]')
+    yield 'deep', program('[' * 200_000 + ']' * 200_000)
+    yield 'deep tuples', program('["tuple",' * 200_000 + '1' + ']' * 200_000)
+    yield 'a key that takes for ever', program(['dict', doubled(60), 1])
+    yield 'itself', program(tup(['again', 0]))
+
+def doubled(n):
+    "Return a tuple of twice the same, and so on, of which only the innermost has items."
+    node = tup(1)
+    for i in range(n): node = tup(node, ['again', n - i + 1])
+    return node
 
 @pytest.mark.parametrize('name', [name for name, _ in claims()])
 def test_what_a_file_claims_takes_no_memory_and_no_time(name):
-    content, begin = torch.frombuffer(bytearray(program(dict(claims())[name])), dtype=torch.uint8), time.perf_counter()
+    content, begin = dict(claims())[name], time.perf_counter()
     tracemalloc.start()
-    try: load(content, Standing(), Parts({}))
+    try: load(content, Standing())
     except Refused: pass
     finally: (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
     assert peak < 10 * len(content) + 100e6 and time.perf_counter() - begin < 60
-
-def test_a_compressed_archive_is_refused(tmp_path):
-    torch.save(dict(a=torch.zeros(1_000_000)), plain := io.BytesIO())
-    made, old = io.BytesIO(), zipfile.ZipFile(plain)
-    with zipfile.ZipFile(made, 'w', zipfile.ZIP_DEFLATED) as z:
-        for name in old.namelist(): z.writestr(name, old.read(name))
-    assert len(made.getvalue()) < 10_000
-    with pytest.raises(ValueError, match='cannot be read'): read_state(made.getvalue(), tmp_path)
 
 # Parts that are wrong
 
 WRONG = [('epoch', -5), ('epoch', 1.5), ('done', -1), ('status', 'evil'), ('status', None), ('train_iter', 'x'),
          ('rows', 7),
-         ('processes', []), ('processes', [dict(random=7)]), ('model', None), ('work', []), ('logs', [-1]),
+         ('processes', []), ('processes', [dict(random=7)]), ('processes', [dict(random={}, carried=b'', data={}, removed=[])]), ('model', None), ('work', []), ('logs', [-1]), ('lost', 7),
          ('pct_train', None)]
 
 @pytest.mark.parametrize('name, value', WRONG)
@@ -200,12 +210,13 @@ def test_wrong_weights_are_refused_in_words(tmp_path, genuine, change):
 def test_objects_are_named_in_their_own_reader():
     standing, other, objects = Standing(), Standing(), [Mine(), Mine()]
     for each, obj in zip((standing, other), objects): each.add(obj, 'mine')
-    content = dump([objects[0]], standing, Parts({}))
-    assert load(content, standing, Parts({}))[0][0] is objects[0] and load(content, other,
-                                                                           Parts({}))[0][0] is objects[1]
+    content = dump([objects[0]], standing)
+    assert load(content, standing)[0][0] is objects[0] and load(content, other)[0][0] is objects[1]
 
 def test_the_attacks_are_attacks(tmp_path):
-    "Python's own reader does what they ask for."
-    attack = program(dict(attacks(tmp_path / 'written'))['eval'])
-    pickle.loads(attack)
-    assert (tmp_path / 'written').exists() and sys.modules['subprocess']
+    "Python's own reader does what they ask for; and what is asked for properly is built."
+    pickle.loads(dict(attacks(tmp_path / 'written'))['pickled'].encode())
+    assert (tmp_path / 'written').exists()
+    standing = Standing()
+    standing.add_class(Mine)
+    assert type(load(program(new(f'{__name__}.Mine', is_called=False)), standing)[0]) is Mine

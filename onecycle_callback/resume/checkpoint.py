@@ -92,7 +92,7 @@ def _saved(self:CycleCheckpoint, file, fingerprint, but=()):
 
     Raises `ValueError` if it is a different run's."""
     content = from_rank_0(lambda: read_file(file))
-    saved = None if content is None else read_state(content, file)
+    saved = None if content is None else read_state(file, content)
     if saved is None or self.restart: return None, []
     differences = fingerprint_differences(saved['work'], fingerprint, but)
     lines, can_extend = [line for lines in differences.values() for line in lines], {*differences} <= EXTENDABLE

@@ -8,37 +8,25 @@ from collections.abc import Iterable
 from typing import Any
 from warnings import warn
 
-from ..fastai_internals import has_persistent_workers, n_workers
+from ..fastai_internals import has_persistent_workers, loaders_of, n_workers
 from ..stream import StreamCallback, has_length
-from .pickling import Parts, Refused, Standing, dump, has_state_dict, load
+from .objects import Refused, Standing, dump, has_state_dict, load
 from .state import random_states, set_global_random_states, set_random_states
-
-def pack(
-    value # Tensors and plain values
-): # A tensor of bytes
-    "Return `value` as a file holds it."
-    return dump(value, Standing(), Parts({}))
-
-def unpack(
-    content, # What `pack` returned
-    names=None # What it must be: a dictionary with these names; default anything
-):
-    "Return what was packed; raises `Refused` if it is something else."
-    value, reader = load(content, Standing(), Parts({}))
-    if names is not None and (type(value) is not dict or {*value} != {*names}): raise Refused('another part')
-    if reader.unknown: raise Refused(f'{", ".join(reader.unknown)}')
-    reader.fill()
-    return value
 
 def loader_state(
     loader # A data loader, or anything that can be iterated over
-): # What its `load_state_dict` takes, packed; `None` if it says nothing that can be stored
+): # Bytes; `None` if it says nothing that can be stored
     "Return what `loader` says about its position."
     if not has_state_dict(loader): return None
-    try: return pack(loader.state_dict())
+    try: return dump(loader.state_dict(), Standing())
     except Exception: return None     # whatever the objects of others raise
 
-POSITION = 'n_taken', 'began', 'told'     # what a position in the data consists of
+def _read(told):
+    "Return what a loader said; raises `Refused` if it is something else."
+    state, reader = load(told, Standing())
+    if reader.unknown: raise Refused(', '.join(reader.unknown))
+    reader.fill()
+    return state
 
 class EpochPosition:
     "The position of a training in its data, where each epoch is a pass over them."
@@ -77,7 +65,7 @@ class EpochPosition:
         state:dict # What `state` returned
     ):
         "Note where to go."
-        self.began, self.told = state['began'], state['told']
+        self.began, self.told = state['began'], None if state['told'] is None else _read(state['told'])
 
     def _is_told(self, loader): return self.told is not None and has_state_dict(loader)
 
@@ -99,7 +87,7 @@ class EpochPosition:
         set_random_states(self.loaders, now)
         generator = getattr(loader, 'generator', None)     # the iterator draws a seed from it
         drawn = generator and generator.get_state()
-        loader.load_state_dict(unpack(self.told))
+        loader.load_state_dict(self.told)
         batches = iter(loader)
         if generator: generator.set_state(drawn)
         set_global_random_states(now)
@@ -117,7 +105,7 @@ class EpochPosition:
         name:str # The name of the checkpoint
     ):
         "Warn of random states inside the workers of a data loader, which can't be saved, or are lost on the way."
-        if any(map(has_persistent_workers, self.learn.dls.loaders)):
+        if any(map(has_persistent_workers, loaders_of(self.learn.dls))):
             warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
                  'persistent_workers=True: their random draws differ after a crash')
         if state and state['told'] is not None and n_workers(self.learn.dls.train):
@@ -172,7 +160,7 @@ class StreamPosition(EpochPosition):
     def _run_to(self, place, stream, loader, is_told):
         now = random_states(self.loaders)
         set_random_states(self.loaders, self.began)
-        if is_told: loader.load_state_dict(unpack(self.told))
+        if is_told: loader.load_state_dict(self.told)
         stream.go_to(place, run_forward=not is_told)
         set_random_states(self.loaders, now)
 

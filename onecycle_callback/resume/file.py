@@ -1,33 +1,23 @@
 """The file of a checkpoint: written in one step, read without running code, and locked by the process that trains"""
 
 # The new file is written beside the old one, flushed to the disk, and renamed, which is one step for the file system:
-# whoever opens the file sees the old one or the new one. A checksum of all bytes ends it, which `torch.load` doesn't
-# mind.
+# whoever opens the file sees the old one or the new one. A checksum of all bytes ends it.
 
 import os
-import pickle
 import re
 import shutil
 import socket
-import struct
 import zlib
-from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import current_thread, main_thread
 from time import sleep
-from types import SimpleNamespace
-from typing import Any
 from uuid import uuid4
-from zipfile import ZIP_STORED, ZipFile
 
-import torch
 from filelock import FileLock, Timeout
 
-from .pickling import CannotStore, Parts, Reader, Refused, Standing, full_name, memory_of, sparse, strided
+from .objects import Refused, Standing, Writer, load
 
 try: from fcntl import F_FULLFSYNC, fcntl
 except ImportError: F_FULLFSYNC = None
@@ -76,47 +66,9 @@ class _Checksummed:
         self.crc = zlib.crc32(content, self.crc)
         return self.file.write(content)
 
-    def flush(self): self.file.flush()
-
 _MARK = b'1cycle, checksum: '
 
 def _end_of(crc): return _MARK + crc.to_bytes(4, 'big')
-
-@contextmanager
-def _without_torch_checksums():
-    "Keep `torch.save` from computing checksums of its own; in a thread, leave alone what is the whole process's."
-    if current_thread() is not main_thread():
-        yield
-        return
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try: yield
-    finally: torch.serialization.set_crc32_options(before)
-
-# By name: what an outer level may hold besides dictionaries, lists, tuples, numbers and text. A storage has a class
-_DTYPES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStorage=torch.float16,
-               BoolStorage=torch.bool,
-               BFloat16Storage=torch.bfloat16, LongStorage=torch.int64, IntStorage=torch.int32,
-               ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8, UntypedStorage=torch.uint8,
-               ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128)
-_REBUILD = 'torch._utils._rebuild_'
-_SPARSE = {f'{_REBUILD}sparse_tensor', 'torch.serialization._get_layout', 'torch.Size'}
-
-class _PlainPickler(pickle.Pickler):
-    "Write plain values and tensors, as `torch.save` does; raises `CannotStore` for anything else."
-    def reducer_override(self, obj):
-        if isinstance(obj, torch.Tensor): return self._tensor(obj)
-        name = full_name(obj)
-        is_listed = name.startswith(f'{_REBUILD}tensor_v') or name in _SPARSE or name.rpartition('.')[2] in _DTYPES
-        is_value = obj is OrderedDict or isinstance(obj, (OrderedDict, torch.dtype, torch.layout, torch.Size))
-        if is_listed or is_value: return NotImplemented
-        raise CannotStore(f'a {full_name(type(obj))}')
-
-    def _tensor(self, t):
-        if t.layout not in (torch.strided, torch.sparse_coo) or t.is_quantized:
-            raise CannotStore(f'a tensor of {t.layout}')
-        bare = t.detach()
-        return torch.Tensor.__reduce_ex__(bare if type(bare) is torch.Tensor else bare.as_subclass(torch.Tensor), 2)
 
 def write_file(
     path:Path, # The file to replace; its folder is made if it doesn't exist
@@ -127,9 +79,8 @@ def write_file(
     part = _part_of(path)
     try:
         with open(part, 'xb') as f:     # so that nobody can plant a link
-            checksummed:Any = _Checksummed(f)
-            with _without_torch_checksums():
-                torch.save(state, checksummed, SimpleNamespace(Pickler=_PlainPickler, __name__='pickle'))
+            checksummed = _Checksummed(f)
+            Writer(Standing(is_plain=True), checksummed).write(state)
             f.write(_end_of(checksummed.crc))
             f.flush()
             _flush(f.fileno())
@@ -155,51 +106,6 @@ def check_writable(
 
 # Reading
 
-class _PlainReader(Reader):
-    "Read the archive of a `torch.save` of plain values and tensors, into the memory of the CPU."
-    def __init__(self, archive):
-        self._archive, self._storages = archive, dict[str, torch.Tensor]()
-        self._records = dict(self._find())
-        super().__init__(self._record('data.pkl').tobytes(), Standing(), Parts({}))
-        self._left += 2 * len(archive)
-
-    def _find(self):
-        "Yield where each record lies in the archive, by its name; none is compressed."
-        for info in ZipFile(BytesIO(self._archive)).infolist():
-            sizes = struct.unpack_from('<HH', self._archive, info.header_offset + 26)
-            begin = info.header_offset + 30 + sum(sizes)
-            if info.compress_type == ZIP_STORED: yield info.filename.partition('/')[2], (begin, info.file_size)
-
-    def _record(self, name):
-        begin, size = self._records[name]
-        if begin + size > len(self._archive): raise Refused(f'{name} of {size} bytes')
-        return memoryview(self._archive)[begin:begin + size]
-
-    def find_class(self, module, name):
-        if (module, name) == ('collections', 'OrderedDict'): return self.call(lambda _: self.made(OrderedDict()))
-        if f'{module}.{name}' in (f'{_REBUILD}tensor_v2', f'{_REBUILD}tensor_v3'): return self.call(self._tensor)
-        if f'{module}.{name}' in _SPARSE: return self.call(self._sparse if 'sparse' in name else lambda _, text: text)
-        if module in ('torch', 'torch.storage') and name in _DTYPES: return _DTYPES[name]
-        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype): return getattr(torch, name)
-        return self.missing(f'{module}.{name}')
-
-    def persistent_load(self, pid):
-        "Return the memory of tensors, and its dtype."
-        _, dtype, key, _, _ = pid
-        if key not in self._storages:
-            record = self._record(f'data/{key}')
-            self.take(len(record))
-            self._storages[key] = memory_of(record)
-        return self._storages[key], dtype
-
-    def _sparse(self, _, layout, data):
-        if layout != 'torch.sparse_coo': raise Refused(f'a tensor of {layout}')
-        return sparse(self, *data)
-
-    def _tensor(self, _, storage, offset, size, stride, requires_grad, hooks, dtype=None, metadata=None):
-        memory, own_dtype = storage
-        return strided(memory, own_dtype if dtype is None or isinstance(dtype, dict) else dtype, size, stride, offset)
-
 def read_file(
     path:Path # The file, which may not exist
 ) -> bytes|None:
@@ -216,7 +122,7 @@ def date_of(
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
 _FORMAT = 'a cycle of onecycle_callback, '
-FILE_FORMAT = _FORMAT + '3'     # what a file says about itself under 'format'
+FILE_FORMAT = _FORMAT + '1'     # what a file says about itself under 'format'
 
 def refused(
     path:Path, # The file
@@ -226,43 +132,43 @@ def refused(
     return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
 
 def read_state(
-    content:bytes, # Content of a file that `write_file` wrote
-    path:Path # Where the file is, for messages
+    path, # The file
+    content:bytes|None=None # Its content, if it was read already
 ) -> dict: # The state, on the CPU
-    "Return the state in a checkpoint file without running code; raises `ValueError` if it isn't a checkpoint."
+    "Return the state in a checkpoint file, which runs no code; raises `ValueError` if it isn't a checkpoint."
+    content = Path(path).read_bytes() if content is None else content
     end = len(content) - len(_end_of(0))
-    has_checksum = _MARK in content[-len(_end_of(0)):]
-    if has_checksum and content[end:] != _end_of(zlib.crc32(memoryview(content)[:end])):
-        raise refused(path, 'cannot be read, because it is damaged')
-    try:
-        reader = _PlainReader(content[:end] if has_checksum else content)
-        state = reader.load()
-    except Exception as e:
+    if content[end:] != _end_of(zlib.crc32(memoryview(content)[:max(end, 0)])):
         what = 'damaged or was made by something else' if content else 'empty'
-        raise refused(path, f'cannot be read, because it is {what}') from e
+        raise refused(path, f'cannot be read, because it is {what}')
+    try: state, reader = load(memoryview(content)[:end], Standing(is_plain=True))
+    except Refused as e: raise refused(path, f'cannot be read: it holds {e}, which no checkpoint does') from e
     if reader.unknown:
         unknown = ', '.join(dict.fromkeys(reader.unknown))
-        raise refused(path, f'holds {unknown}, which no checkpoint does. None of its code was run')
-    found = state.get('format') if isinstance(state, dict) else None
-    if found == FILE_FORMAT and not has_checksum: raise refused(path, 'cannot be read, because its end is missing')
+        raise refused(path, f'cannot be read: it holds {unknown}, which no checkpoint does')
+    found = state.get('format') if type(state) is dict else None
     if found == FILE_FORMAT: return _checked(state, path)
     if str(found).startswith(_FORMAT): raise refused(path, 'was written by another version of onecycle_callback')
     raise refused(path, 'is not a checkpoint of a cycle')
 
 def _is_position(n): return type(n) is int and n >= 0
 
-def _is_state(value): return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.ndim == 1
+def _is_texts(names): return type(names) is list and all(type(name) is str for name in names)
 
 def _is_process(p):
-    if type(p) is not dict or {*p} != {'random', 'carried', 'data', 'removed'}: return False
-    return all(_is_state(p[name]) for name in ('random', 'carried', 'data')) and _is_texts(p['removed'])
-
-def _is_texts(names): return type(names) is list and all(type(name) is str for name in names)
+    "Return whether `p` is what a process has of its own: only how it is made up, since whoever restores it checks it."
+    kinds = dict(random=dict, carried=bytes, data=dict, removed=list)
+    if type(p) is not dict or {name: type(value) for name, value in p.items()} != kinds: return False
+    return {*p['random']} == {*RANDOM_STATES} and {*p['data']} == {*POSITION} and _is_texts(p['removed'])
 
 def _is_fingerprint(work):
     if type(work) is not dict: return False
     texts = [text for value in work.values() for text in (value.values() if type(value) is dict else [value])]
     return _is_texts([*work, *texts])
+
+# What is in it, by name, of the random states, and of a position in the data
+RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
+POSITION = 'n_taken', 'began', 'told'
 
 _PARTS = dict(     # what a state holds, and when each part is one
     format=str.__instancecheck__, work=_is_fingerprint,

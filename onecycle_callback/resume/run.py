@@ -22,12 +22,12 @@ from ..callback import OneCycle
 from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
 from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
-from .data import POSITION, data_position, pack, unpack
+from .data import data_position
 from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
 from .fingerprint import NOT_INITIALISED, layout, layout_differences
-from .pickling import CannotStore, Refused
+from .objects import CannotStore
 from .sigterm import HeldSigterm
-from .state import (RANDOM_STATES, in_memory, loader_states, model_state, numbered, object_states, random_states,
+from .state import (in_memory, loader_states, model_state, note_part, numbered, object_states, random_states,
                     set_model_state, set_random_states)
 
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
@@ -74,10 +74,8 @@ class ResumableRun(OneFitCallback):
 
     def _unpacked(self, saved):
         "Return the parts of the process of this rank; raises `ValueError` if there are none."
-        try:
-            own = saved['processes'][rank()]
-            return own | dict(random=unpack(own['random'], RANDOM_STATES), data=unpack(own['data'], POSITION))
-        except (IndexError, Refused) as e: raise refused(self.file, f'has an unusable \'processes\': {e}') from e
+        try: return saved['processes'][rank()]
+        except IndexError as e: raise refused(self.file, f'has an unusable \'processes\': {e}') from e
 
     # The way in, and what surrounds the fit
 
@@ -137,6 +135,7 @@ class ResumableRun(OneFitCallback):
     def _note_start(self, callbacks):
         "Note how all that this fit may change is at the beginning."
         self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
+        for obj in (*self._objects.objects.values(), *self._loaders.objects.values()): note_part(obj)
         self._data = data_position(self.learn, self._loaders, self.checkpoint.replay)
         self._callbacks = numbered([(type(cb).__name__, cb) for cb in callbacks])
         self._dls, self._layout = self.learn.dls, layout(self.learn, self.learn.opt)
@@ -174,10 +173,9 @@ class ResumableRun(OneFitCallback):
 
     def _process_state(self, n_done):
         "Return what each process has of its own: weights and optimizer are the same everywhere."
-        return dict(random=pack(random_states(self._loaders)), carried=self._objects.save(),
-                    data=pack(self._data.state(n_done)),
-                    removed=[name for name,
-                             cb in self._callbacks.items() if all(cb is not each for each in self.learn.cbs)])
+        return dict(random=random_states(self._loaders), carried=self._objects.save(), data=self._data.state(n_done),
+                    removed=[name for name, cb in self._callbacks.items()
+                             if all(cb is not each for each in self.learn.cbs)])
 
     def _fits(self):
         "Return whether a new training can load this one's weights and optimizer; warn once if not."

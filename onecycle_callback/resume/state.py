@@ -7,6 +7,7 @@
 import io
 import random
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy, deepcopy
 from functools import partial
@@ -20,7 +21,7 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import Pipeline, Transform
-from fastai.learner import CastToTensor
+from fastai.learner import CastToTensor, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
@@ -29,7 +30,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..callback import OneCycle
-from .pickling import THE_DATA, Parts, Refused, Scalars, Standing, StateDict, digest, dump, has_state_dict, load
+from ..fastai_internals import loaders_of
+from .objects import THE_DATA, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -47,22 +49,16 @@ def other_parameters(
 
 def _parameters(learn): return [*get_model(learn.model).parameters(), *other_parameters(learn)]
 
-def _plain(value):
-    "Return settings with Python's numbers for those of NumPy, and lists for fastcore's."
-    if isinstance(value, np.generic): return value.item()
-    if isinstance(value, dict): return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, L): return [*map(_plain, value)]
-    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
-
 def model_state(
     learn # The `Learner`, with an optimizer
 ) -> dict: # Plain values and tensors
     "Return the weights, the gradients, the optimizer's state, and the loss scale of mixed precision."
-    weights, scaler, parameters = get_model(learn.model).state_dict(), getattr(learn, 'scaler',
-                                                                               None), _parameters(learn)
+    weights, parameters = get_model(learn.model).state_dict(), _parameters(learn)
+    scaler, opt = getattr(learn, 'scaler', None), learn.opt.state_dict()
     lazy = [name for name, value in weights.items() if is_lazy(value)]     # the first batch will make them
     for name in lazy: del weights[name]
-    return dict(weights=weights, others=[p.data for p in other_parameters(learn)], opt=_plain(learn.opt.state_dict()),
+    if 'hypers' in opt: opt = opt | dict(hypers=[*opt['hypers']])     # instead of fastcore's list
+    return dict(weights=weights, others=[p.data for p in other_parameters(learn)], opt=opt,
                 scaler=None if scaler is None else scaler.state_dict(), trained=[p.requires_grad for p in parameters],
                 grads=[_gradient_to_save(p) for p in parameters])
 
@@ -121,12 +117,13 @@ def _layer_attributes(layer):
     own = {name: value for name, value in vars(layer).items() if name not in _LAYER_ATTRIBUTES}
     return own | {name: value for name, value in buffers.items() if name not in saved}
 
+_CODE = type, FunctionType, MethodType, BuiltinFunctionType, partial
 _STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
 
 def _remembers(value, before):
     "Return whether an attribute may be state; `before` is what stood in its place at the beginning."
-    is_still = value is before and isinstance(value, (type, FunctionType, MethodType, BuiltinFunctionType, partial))
     values = value if type(value) is list else [value]     # a recurrent layer has a list of references to its weights
+    is_still = value is before and isinstance(value, _CODE)
     return not is_still and not all(isinstance(each, _STATELESS) or _is_output(each) for each in values)
 
 def _is_output(value):
@@ -156,14 +153,21 @@ def _filled(old, new, done):
     else: return new
     return old
 
-# The objects of all fits of this process, by id
-_taken_part:weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+def _took_part(): "Mark an object, as what `weakref.finalize` calls at its end: nothing else of it changes."
 
 def has_taken_part(
     obj # Any object
 ) -> bool:
-    "Return whether `obj` took part in a fit of this process: what has changed in it since is no one's wish."
-    return _taken_part.get(id(obj)) is obj
+    "Return whether `obj` took part in a run of this process: what has changed in it since is no one's wish."
+    marks = (getattr(each.__callback__, 'peek', tuple)() for each in weakref.getweakrefs(obj))
+    return any(mark and mark[1] is _took_part for mark in marks)
+
+def note_part(
+    obj # Any object
+):
+    "Note that `obj` takes part in a run."
+    if has_taken_part(obj): return
+    with suppress(TypeError): weakref.finalize(obj, _took_part).atexit = False     # some allow no weak reference
 
 _ABSENT = object()
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
@@ -172,18 +176,16 @@ class ObjectStates:
     "Save and restore what objects remember: their `state_dict`, or their attributes."
     def __init__(self,
         objects:dict, # The objects, by the names that warnings use
-        parts=dict, # Returns the objects that are stored elsewhere, by name
+        parts:Callable=dict, # Returns the objects that are stored elsewhere, by name
         skip=None, # The attributes to leave out, by the name of the object
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
-        self.objects, self.parts, self.skip, self.by_attributes = objects, parts, skip or {}, by_attributes
-        self.standing, self.lost = Standing(), set[str]()
-        self._scalars:dict[int, Scalars] = {}     # of the last save, by the id of the list
+        self.objects, self.skip, self.by_attributes = objects, skip or {}, by_attributes
+        self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if has_taken_part(obj)}
         self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
-        begin = Parts(parts())
-        for obj in begin.objects.values(): self.standing.add_class(type(obj))
-        for label in objects: self._begin(label, begin)
+        for obj in self.standing.parts.values(): self.standing.add_class(type(obj))
+        for label in objects: self._begin(label)
 
     def _saves_itself(self, obj):
         "Return whether the `state_dict` of `obj` is all that it remembers; a layer's is part of the model's."
@@ -198,92 +200,80 @@ class ObjectStates:
         attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
         return {name: value for name, value in attributes.items() if name not in skip}
 
-    def _begin(self, label, parts):
+    def _begin(self, label):
         "Look at an object as it is at the beginning."
         obj, self._initial[label] = self.objects[label], {}
         self.standing.add_class(type(obj))
-        with suppress(TypeError): _taken_part[id(obj)] = obj     # some objects allow no weak reference
+        if isinstance(obj, Recorder): self.standing.stacks[id(getattr(obj, 'losses', None))] = []
         for name, value in self._attributes(label).items():
-            form = Scalars.of(value, parts) or value
-            try: now = digest(form, self.standing, parts, learning=f'{label}.{name}')
+            try: now = digest(value, self.standing, learning=f'{label}.{name}')
             except Exception: now = None
             self._initial[label][name] = value, now
 
-    def _form(self, value, before, parts, scalars):
+    def _form(self, value, before=None):
         "Return the form in which `value` can be stored, and its digest; `None` for both if it can't."
-        if type(value) is list and id(value) not in scalars:     # one list may stand in two places
-            scalars[id(value)] = Scalars.of(value, parts, self._scalars.get(id(value))) or value
-        forms = [scalars.get(id(value), value)]
-        if value is before and has_state_dict(value): forms.append(StateDict(value))
-        for form in forms:
-            try: return form, digest(form, self.standing, parts)
-            except Exception: pass      # whatever the objects of others raise
+        for form in [value, StateDict(value)] if value is before and has_state_dict(value) else [value]:
+            with suppress(Exception): return form, digest(form, self.standing)      # whatever the objects of others raise
         return None, None
 
-    def _save_object(self, label, parts, scalars):
+    def _save_object(self, label):
         "Return what to store of an object: its attributes, which of them are settings, and which are lost."
         if self._saves_itself(self.objects[label]):
-            state, now = self._form(self.objects[label].state_dict(), None, parts, {})
+            state, now = self._form(self.objects[label].state_dict())
             if now is None: self.lost.add(f'{label}.state_dict')
             return {} if now is None else dict(whole=state)
         attributes, settings, lost = {}, [], []
         for name, value in self._attributes(label).items():
             before, initial = self._initial[label].get(name, (_ABSENT, None))
-            form, now = self._form(value, before, parts, scalars)
+            form, now = self._form(value, before)
             if now is None: lost.append(name)
             else: attributes[name] = form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
             if now is not None and now == initial and not now[1]: settings.append(name)
-        for name in self._made_together(label, attributes, lost):
-            del attributes[name]
-            lost.append(name)
-            self.lost.add(f'{label}.{name}')
+        made = {name for name, value in self._attributes(label).items() if self._was_made(label, name, value)}
+        if any(f'{label}.{name}' in self.lost for name in made & {*lost}):
+            # with half of them, such as a head without its optimizer, no training goes on, so all start over
+            attributes = {name: value for name, value in attributes.items() if name not in made}
+            self.lost.update(f'{label}.{name}' for name in made)
+            lost += made
         return dict(attributes=attributes, settings=settings, lost=lost)
 
-    def _made_together(self, label, attributes, lost):
-        """Return the names of the objects that were made on the way like one that is lost, such as a head beside its
-        optimizer: with a half of them no training goes on, so they start over too."""
-        def was_made(name, value):
-            return hasattr(value, '__dict__') and self._initial[label].get(name, (None,))[0] is None
-        current = self._attributes(label)
-        is_half = any(was_made(name, current[name]) and f'{label}.{name}' in self.lost for name in lost)
-        return [name for name in attributes if is_half and was_made(name, current[name])]
+    def _was_made(self, label, name, value):
+        "Return whether an attribute is an object that was made on the way."
+        is_new = self._initial[label].get(name, (None,))[0] is None
+        return is_new and hasattr(value, '__dict__') and not isinstance(value, _CODE)
 
-    def save(self) -> torch.Tensor: # Bytes
+    def save(self) -> bytes:
         "Return the states of all objects; what cannot be stored is noted in `lost`."
-        parts, scalars = Parts(self.parts()), dict[int, Any]()
-        states = {label: self._save_object(label, parts, scalars) for label in self.objects}
-        content = dump(states, self.standing, parts)
-        self._scalars = {key: value for key, value in scalars.items() if isinstance(value, Scalars)}
-        return content
+        self.standing.look()
+        return dump({label: self._save_object(label) for label in self.objects}, self.standing)
 
     def restore(self,
-        content:torch.Tensor, # What `save` returned, perhaps in an earlier process
+        content:bytes, # What `save` returned, perhaps in an earlier process
         with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
     ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
         "Restore all objects; raises `Refused` before anything is touched if `content` holds what no `save` writes."
-        parts, done, problems = Parts(self.parts()), dict[int, tuple](), list[str]()
-        states, reader = load(content, self.standing, parts)
+        self.standing.look()
+        states, reader = load(content, self.standing)
         missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
         if missing or not all(type(state) is dict for state in states.values()):
             raise Refused(f'a part is missing: {missing}')
         reader.fill()
+        done, problems = dict[int, tuple](), list[str]()
         def problem(value):
             "Return why a value can't be restored: something in it is missing."
-            try: return reader.unknown and digest(value, self.standing, parts) and None
+            try: return reader.unknown and digest(value, self.standing) and None
             except Exception as e: return str(e)
-        for label in self.objects:
-            if label not in states: continue
-            kept = None if with_settings or label in self._again else self._unchanged(label, states[label], parts)
+        for label in [label for label in self.objects if label in states]:
+            kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
             problems += self._restore_object(label, states[label], problem, done, kept)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
 
-    def _unchanged(self, label, state, parts):
+    def _unchanged(self, label, state):
         "Return the names of the settings that are still as the user gave them: no event of this fit has changed them."
         current, initial = self._attributes(label), self._initial[label]
-        def is_still(name):
-            return name in initial and self._form(current[name], initial[name][0], parts, {})[1] == initial[name][1]
-        return [name for name in state.get('settings', ()) if name in current and is_still(name)]
+        return [name for name in state.get('settings', ()) if name in current and name in initial
+                and self._form(current[name], initial[name][0])[1] == initial[name][1]]
 
     def _restore_object(self, label, state, problem, done, kept):
         "Restore one object, or all but the settings that are `kept`; return the names of what could not be restored."
@@ -348,7 +338,7 @@ def _named_objects(learn, objects, loaders):
 def _loaders(learn):
     "Return the data loaders of `learn` by name, the one inside a `DistributedDL` too."
     loaders = {}
-    for i, loader in enumerate(learn.dls.loaders):
+    for i, loader in enumerate(loaders_of(learn.dls)):
         name = f'dls.{i}'
         while loader is not None:
             loaders[name] = loader
@@ -385,17 +375,14 @@ def loader_states(
 
 # Random states
 
-RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
-
 def random_states(
     loaders:ObjectStates # The data loaders
 ) -> dict:
     "Return the states of all random generators that training draws from, in this process, and of the data loaders."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    kind, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(kind, keys.tolist(), *rest), torch=torch.get_rng_state(), cuda=cuda,
-                mps=mps, loaders=loaders.save())
+    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda, mps=mps,
+                loaders=loaders.save())
 
 def set_global_random_states(
     states:dict # What `random_states` returned

@@ -18,7 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from support.helpers import Passes, Spy, Time, dataset, learner
 from onecycle_callback import CycleCheckpoint, callback, position
-from onecycle_callback.resume.file import read_file, read_state
+from onecycle_callback.resume.file import read_state
 import onecycle_callback.distributed  # noqa: F401
 
 CPU = dict(sync_bn=False, cpu=True)
