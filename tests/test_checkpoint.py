@@ -237,8 +237,9 @@ def empty(path): path.write_bytes(b'')
 def foreign(path): torch.save(dict(model=torch.ones(3)), path)
 def text(path): path.write_text('my notes', encoding='utf-8')
 
-@pytest.mark.parametrize('spoil, why', [(evil, 'was run'), (truncated, 'is damaged'), (empty, 'it is empty'),
-                                        (foreign, 'is not a checkpoint of a cycle'), (text, 'is damaged')])
+@pytest.mark.parametrize('spoil, why', [(evil, 'is damaged or was made by something else'), (truncated, 'is damaged'),
+                                        (empty, 'it is empty'), (foreign, 'was made by something else'),
+                                        (text, 'is damaged')])
 @pytest.mark.parametrize('restart', [False, True])
 def test_a_file_that_is_no_checkpoint(complete, tmp_path, monkeypatch, spoil, why, restart):
     monkeypatch.chdir(tmp_path)

@@ -126,7 +126,8 @@ class Asks:
     "An object that is pickled as a call."
     def __reduce__(self): return os.mkdir, ('it_ran',)
 
-@pytest.mark.parametrize('save', [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))], ids=['torch', 'pickle'])
+@pytest.mark.parametrize('save', [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))],
+                         ids=['torch', 'pickle'])
 def test_a_pickle_is_refused_and_not_read(tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
     save(dict(evil=Asks()), path := tmp_path / 'run1.cycle')

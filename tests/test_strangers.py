@@ -47,7 +47,8 @@ def attacks(path):
     yield 'a value', value('builtins.eval', code)
     yield 'a standing function', ['standing', 'the function builtins.eval']
     yield 'a partial', value('functools.partial', ['standing', 'eval'], tup(code), items())
-    yield 'a partial that is called', ['object', None, value('functools.partial', cls('pathlib.Path'), tup(), items()), True, [str(path)], None]
+    call = value('functools.partial', cls('pathlib.Path'), tup(), items())
+    yield 'a partial that is called', ['object', None, call, True, [str(path)], None]
     yield 'a method that is called', ['object', None, method, True, [str(path)], None]
     yield 'a default', value('collections.defaultdict', method, items())
     yield 'new', new('subprocess.Popen', is_called=False)
@@ -149,8 +150,10 @@ def claims():
     yield 'a queue', program(value('collections.deque', value('builtins.range', 0, HUGE, 1), None))
     yield 'a fraction', program(value('fractions.Fraction', '1e999999999', 1))
     yield 'a number', program('[' + '9' * 1_000_000 + ']')
-    yield 'copies', program(['list', items(**{str(i): i for i in range(10_000)}), *[value('collections.OrderedDict', ['again', 1])] * 10_000])
-    yield 'blocks', program(['list', *(['tensor', None, [i, 1_000_000], 'uint8', [1], [1], 0] for i in range(1000))], bytes(1_000_000))
+    many = items(**{str(i): i for i in range(10_000)})
+    yield 'copies', program(['list', many, *[value('collections.OrderedDict', ['again', 1])] * 10_000])
+    blocks = (['tensor', None, [i, 1_000_000], 'uint8', [1], [1], 0] for i in range(1000))
+    yield 'blocks', program(['list', *blocks], bytes(1_000_000))
     yield 'tensors', program(['list', ['tensor', None, [0, 10**6], 'uint8', [10**6], [1], 0],
                               *[['scalars', cls('torch.Tensor'), ['again', 1]]] * 1000], bytes(10**6))
     yield 'lists', program('[' + '[],' * 3_000_000 + '[]]')
@@ -178,9 +181,9 @@ def test_what_a_file_claims_takes_no_memory_and_no_time(name):
 # Parts that are wrong
 
 WRONG = [('epoch', -5), ('epoch', 1.5), ('done', -1), ('status', 'evil'), ('status', None), ('train_iter', 'x'),
-         ('rows', 7),
-         ('processes', []), ('processes', [dict(random=7)]), ('processes', [dict(random={}, carried=b'', data={}, removed=[])]), ('model', None), ('work', []), ('logs', [-1]), ('lost', 7),
-         ('pct_train', None)]
+         ('rows', 7), ('processes', []), ('processes', [dict(random=7)]),
+         ('processes', [dict(random={}, carried=b'', data={}, removed=[])]), ('model', None), ('work', []),
+         ('logs', [-1]), ('lost', 7), ('pct_train', None)]
 
 @pytest.mark.parametrize('name, value', WRONG)
 def test_a_wrong_part_is_named(tmp_path, genuine, name, value):

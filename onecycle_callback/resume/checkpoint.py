@@ -20,7 +20,7 @@ from ..arguments import check_flag, check_whole
 from ..processes import from_rank_0
 from .file import RunLock, check_writable, date_of, read_file, read_state
 from .fingerprint import EXTENDABLE, fingerprint_differences, run_fingerprint, worker_note
-from .run import ResumableRun
+from .run import Call, ResumableRun
 from .state import has_taken_part
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
@@ -115,13 +115,13 @@ def open(self:CycleCheckpoint,
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = Path(os.path.realpath(learn.path/learn.model_dir/f'{self.name}.cycle'))     # of a link, the target
-    fingerprint, lock = run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None)), RunLock(file)
+    lock, fingerprint = RunLock(file), run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None))
     but = ['loss_tensors'] if has_taken_part(learn.loss_func) else []     # they may have been trained since
     saved, changes = self._saved(file, fingerprint, but)
     if changes and saved['epoch'] >= epochs.stop:
         raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint {self.name!r} has '
                          f'trained, got {epochs.stop}')
-    run = ResumableRun(learn, self, file, fingerprint, plan, epochs, saved, lock, changes)
+    run = ResumableRun(learn, self, lock, Call(plan, epochs, fingerprint), saved, changes)
     if run.is_complete: return run
     n_bytes = sum(p.nbytes for p in learn.model.parameters())
     from_rank_0(lock.check)

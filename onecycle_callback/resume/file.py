@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from .objects import Refused, Standing, Writer, load
 
-try: from fcntl import F_FULLFSYNC, fcntl
+try: from fcntl import F_FULLFSYNC, fcntl     # type: ignore[attr-defined]     # macOS
 except ImportError: F_FULLFSYNC = None
 
 # Writing

@@ -12,7 +12,7 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch.nn.parameter import is_lazy
 
-from ..fastai_internals import n_workers
+from ..fastai_internals import loaders_of, n_workers
 from ..optimizer import OptAdapter, opt_name
 from ..processes import world_size
 from ..schedule import OneCycleSchedule
@@ -114,17 +114,15 @@ def run_fingerprint(
     fine_tune:str|None=None # The arguments of the `fine_tune` that this cycle is a part of
 ) -> dict: # Text by name, and dictionaries of text: `schedule`, `model`, `layers`, `opt`, `loss_tensors`
     "Return everything that must be the same for a run to be resumed."
-    schedule, timed, model, loaders = plan.schedule, hasattr(plan,
-                                                             'minutes'), get_model(learn.model), [*learn.dls.loaders]
-    values = dict(
-        cycle_len=None if timed else plan.n_epoch, minutes=plan.minutes if timed else None, start_epoch=epochs.start,
-        stop_epoch=None if timed or epochs.stop == plan.n_epoch else epochs.stop,
-        **{f.name: getattr(schedule, f.name) for f in fields(schedule)},
+    loaders, is_whole = loaders_of(learn.dls), epochs.stop >= plan.n_epoch
+    values = dict(cycle_len=None, minutes=None) | plan.length | dict(
+        start_epoch=epochs.start, stop_epoch=None if is_whole else epochs.stop,
+        **{f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)},
         wd=wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, n_batch=plan.n_batch,
         bs=getattr(learn.dls.train, 'bs', None), processes=world_size(), n_train=_size(loaders[0]),
         n_valid=L(map(_size, loaders[1:])), workers=L(map(n_workers, loaders)))
     return dict({name: _as_text(value) for name, value in values.items()}, **layout(learn, opt),
-                metrics=_columns(learn), schedule=_lrs_as_text(plan), layers=_layers_as_text(model),
+                metrics=_columns(learn), schedule=_lrs_as_text(plan), layers=_layers_as_text(get_model(learn.model)),
                 opt=_opt_as_text(opt, wd), loss=_loss_as_text(learn.loss_func),
                 loss_tensors=_loss_tensors_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
                 trained='by fine_tune' if fine_tune else _frozen_as_text(opt))     # which freezes by itself

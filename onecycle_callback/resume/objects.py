@@ -15,6 +15,7 @@ import datetime
 import gc
 import json
 import random
+from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.optimizer import Optimizer, OptimWrapper
 from fastai.torch_core import TensorBase
 from fastcore.foundation import L
 from numpy.lib.format import descr_to_dtype, dtype_to_descr
@@ -151,7 +153,7 @@ _GENERATORS:dict[str, tuple[type, Callable, Callable, Callable]] = dict(
 # An object of a layer's or an optimizer's class is built without calling anything
 _ALWAYS = {full_name(cls): cls for cls in (L, SimpleNamespace, AveragedModel)}
 _MODULES = (('torch.nn.modules.', nn.Module), ('torch.optim.', torch.optim.Optimizer),
-            ('fastai.torch_core.', torch.Tensor))
+            ('fastai.torch_core.', torch.Tensor), ('fastai.optimizer.', (Optimizer, OptimWrapper, FunctionType)))
 _CLASSES = {full_name(cls): cls for cls in (
     object, int, float, bool, str, bytes, list, dict, set, tuple, np.ndarray, torch.Tensor, TensorBase, nn.Parameter,
     Path, *_VALUES)}
@@ -219,14 +221,14 @@ class Standing:
     def find(self,
         name:str # A module and a qualified name
     ): # `None` if there is none
-        "Return the class that a file may ask for by this name."
+        "Return the class that a file may ask for by this name, or a function of fastai's optimizers."
         if self.is_plain: return None
         for known in (self.classes, _ALWAYS, _CLASSES):
             if name in known: return known[name]
         module, _, short = name.rpartition('.')
         found = getattr(modules.get(module), short, None)
-        is_one = any(module.startswith(prefix) and isinstance(found, type) and issubclass(found, base)
-                     for prefix, base in _MODULES)
+        is_one = any(name.startswith(prefix) and issubclass(found if isinstance(found, type) else type(found), bases)
+                     for prefix, bases in _MODULES)
         return found if is_one and full_name(found) == name else None
 
     def may_build(self,
@@ -345,7 +347,7 @@ class Writer:
         "Return the items; a long list of floats, or of tensors without dimensions, as one block or tensor."
         kinds = set(map(type, values)) if len(values) > 100 else ()
         if kinds == {float}:
-            return ['floats', *self._block(memoryview(np.array(values)).cast('B'))]
+            return ['floats', *self._block(array('d', values).tobytes())]
         if len(kinds) == 1 and (stacked := self._stacked(values)) is not None:
             return ['scalars', self.node(type(values[0])), self.node(stacked)]
         return ['list', *map(self.node, values)]
@@ -354,6 +356,7 @@ class Writer:
         "Return tensors without dimensions as one; `None` if they are others, or what must stay the same object."
         if not isinstance(values[0], torch.Tensor): return None
         known, stacked = self.standing.stacks.get(id(values)) or ([], None)
+        if stacked is not None and not self.file: return stacked
         if len(values) < len(known) or not all(map(is_, values, known)): known, stacked = [], None
         new, first, names = values[len(known):], values[0], self.standing.part_names
         with torch._C.DisableTorchFunctionSubclass():     # or a tensor of fastai's takes ten times as long
@@ -369,7 +372,7 @@ class Writer:
         "Return a class or a function that may be asked for by its name."
         name = full_name(obj)
         if self.learning: self.standing.add(obj, name)
-        if isinstance(obj, type) and self.standing.find(name) is obj: return ['class', name]
+        if self.standing.find(name) is obj: return ['class', name]
         return self._by_name(obj, name if isinstance(obj, type) else f'the function {name}')
 
     def _by_name(self, obj, what):
@@ -421,7 +424,7 @@ class Writer:
         if type(a) is not np.ndarray or a.dtype.hasobject or not a.dtype.itemsize:
             raise CannotStore(f'an array of {a.dtype}')
         if name := self._constant(a): return ['standing', name]
-        order = 'F' if a.flags.f_contiguous and not a.flags.c_contiguous else 'C'
+        order:Any = 'F' if a.flags.f_contiguous and not a.flags.c_contiguous else 'C'
         if not self.file: return ['array']
         return ['array', self.node(dtype_to_descr(a.dtype)), a.shape, order, self._block(a.tobytes(order))]
 
@@ -452,8 +455,8 @@ class Writer:
         self._kept.append(bare)
         key, storage = bare.untyped_storage().data_ptr(), bare.untyped_storage()
         if key not in self._blocks:
-            content = torch.empty(0, dtype=torch.uint8, device=bare.device).set_(storage)
-            self._blocks[key] = self._block(memoryview(content.cpu().numpy()))
+            content:Any = torch.empty(0, dtype=torch.uint8, device=bare.device).set_(storage).cpu().numpy()
+            self._blocks[key] = self._block(content)
         return self._blocks[key], bare
 
     def _block(self, content):
@@ -487,7 +490,8 @@ def _keys(keys):
 
 @_kind('list')
 def _list(reader, *items):
-    yield (new := [])
+    new:list = []
+    yield new
     new += map(reader.build, items)
 
 @_kind('dict')
@@ -517,7 +521,8 @@ def _floats(reader, *block): return reader.memory(block).view(torch.float64).tol
 def _scalars(reader, cls, stacked):
     cls, stacked = reader.build(cls), reader.build(stacked)
     reader.take(64 * len(_is(torch.Tensor, stacked)))
-    return [reader.as_class(t, cls) for t in stacked.unbind()]
+    cls = type(reader.as_class(stacked, cls))
+    return [t if cls is torch.Tensor else t.as_subclass(cls) for t in stacked.unbind()]
 
 @_kind('standing')
 def _standing(reader, name):
@@ -534,8 +539,8 @@ def _method(reader, owner, name):
     return getattr(found, name) if is_method else reader.missing(f'{owner}.{name}')
 
 @_kind('value')
-def _value(reader, name, attributes, *args):
-    attributes, *args = map(reader.build, [attributes, *args])
+def _value(reader, name, *args):
+    attributes, *args = map(reader.build, args)     # type: ignore[assignment]
     for arg in args:
         if isinstance(arg, Missing): return arg
         _require(isinstance(arg, _CALLABLE) or type(arg) in _PLAIN, f'these arguments of {name}')
@@ -627,7 +632,7 @@ def _set_state(obj, state):
         _require(isinstance(getattr(type(obj), name, None), MemberDescriptorType), f'a slot {name}')
         setattr(obj, name, value)
 
-_ENTRY, _SLACK = 100, 80_000_000     # bytes that an object takes in memory; what is allowed in any case
+_ENTRY, _SLACK = 100, 50_000_000     # bytes that an object takes in memory; what is allowed in any case
 
 class Reader:
     "Read what a `Writer` wrote. Names resolve in this object alone: two threads may read at once."
@@ -679,12 +684,12 @@ class Reader:
         self._left -= n_bytes
         _require(self._left >= 0, 'more than it has room for')
 
-    def memory(self, block):
+    def memory(self, block:Any):
         "Return the bytes of a block, or those of the tensor of this name, which it shares with all who ask for them."
         if type(block) is str:
             storage = self._objects[block].untyped_storage()
             return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        begin, end = block = _numbers(block)
+        block = begin, end = _numbers(block)
         _require(0 <= begin <= end <= len(self._content), 'a block of this size')
         if block not in self._blocks:
             self.take(end - begin)

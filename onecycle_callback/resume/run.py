@@ -7,8 +7,8 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -22,6 +22,7 @@ from ..callback import OneCycle
 from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
 from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
+from ..schedule import OneCyclePlan
 from .data import data_position
 from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
 from .fingerprint import NOT_INITIALISED, layout, layout_differences
@@ -36,6 +37,13 @@ _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more t
 # file stays as it is; it is complete
 TRAINING, STOPPING, STOPPED, COMPLETE = 'training', 'stopping', 'stopped', 'complete'
 
+@dataclass
+class Call:
+    "What a call of `fit_one_cycle` asks for."
+    plan:OneCyclePlan # The plan of the cycle
+    epochs:range # The epochs of the cycle to train
+    fingerprint:dict # What must be the same for the run to be resumed
+
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
@@ -43,19 +51,16 @@ class ResumableRun(OneFitCallback):
     def __init__(self,
         learn, # The `Learner`
         checkpoint, # The `CycleCheckpoint`
-        file:Path, # Where the cycle is kept
-        fingerprint:dict, # The fingerprint of this run
-        plan, # The `OneCyclePlan` of the cycle
-        epochs:range, # The epochs of the cycle to train
-        saved:dict|None, # The state in the file, if the cycle resumes
         lock:RunLock, # The lock of the file
-        changes:list|tuple=() # What differs from the run in the file, which is extended on purpose
+        call:Call, # The cycle to train
+        saved:dict|None, # The state in the file, if the cycle resumes
+        changes:list # What differs from the run in the file, which is extended on purpose
     ):
-        self.checkpoint, self.file, self.fingerprint, self.plan, self._lock = checkpoint, file, fingerprint, plan, lock
+        self.checkpoint, self.file, self._lock, self.call, self.plan = checkpoint, lock.file, lock, call, call.plan
         self.saved:Any = saved
         self._own:dict = {} if saved is None else self._unpacked(saved)     # what was saved by the process of this rank
-        self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
-        self.changes = list(changes)
+        self.epochs = call.epochs if saved is None else range(saved['epoch'], call.epochs.stop)
+        self.changes = changes
         self.is_complete = saved is not None and saved['status'] != 'running' and not changes
         self.state, self._status = TRAINING, 'complete'
         self._rows:list = []
@@ -199,7 +204,7 @@ class ResumableRun(OneFitCallback):
         self._warn_of_lost()
         if processes is None: return     # rank 0 writes
         learn, model = self.learn, model_state(self.learn)
-        state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+        state = dict(format=FILE_FORMAT, work=self.call.fingerprint, status=status, epoch=epoch, done=n_done,
                      lost=sorted(self._warned), logs=self._log_sizes(), train_iter=learn.train_iter,
                      pct_train=float(learn.pct_train), rows=list(self._rows), processes=processes,
                      model=in_memory(model) if in_background else model)
@@ -320,7 +325,7 @@ class ResumableRun(OneFitCallback):
         "Restore the position in the cycle, the random states and the loaders; return what could not be restored."
         learn, saved = self.learn, self.saved
         learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
-        if self.changes: learn.pct_train = self._n_trained / len(self.plan)
+        if self.changes: learn.pct_train = self._fraction
         return set_random_states(self._loaders, self._own['random'])
 
     def _restore(self):
@@ -361,23 +366,26 @@ class ResumableRun(OneFitCallback):
     # Extending a run on purpose
 
     @property
-    def _n_trained(self): return self.saved['epoch'] * self.plan.n_batch + self.saved['done']
+    def _fraction(self):
+        "How much of the new plan is trained."
+        if 'cycle_len' not in self.plan.length: return self.saved['pct_train']
+        return (self.saved['epoch'] * self.plan.n_batch + self.saved['done']) / len(self.plan)
 
     def _say_what_changes(self):
         "Print the LR that the run had, and the one with which it goes on."
         opt = self.saved['model']['opt']
-        lr, is_timed = opt.get('hypers', opt.get('param_groups'))[-1]['lr'], hasattr(self.plan, 'minutes')
-        then = '' if is_timed else f' and is {self.plan.at([self._n_trained])[0][0, -1]:.3g} now'
-        self._say(f'is extended: its LR was {float(lr):.3g}{then} ({"; ".join(self.changes)})')
+        before = opt.get('hypers', opt.get('param_groups'))[-1]['lr']
+        now = self.plan.follow([self._fraction * self.plan.n_steps])[0][0, -1]
+        self._say(f'is extended: its LR was {float(before):.3g} and is {now:.3g} now ({"; ".join(self.changes)})')
 
     def _continue_record(self):
         "Let the record of a run that was complete go on."
-        recorder = getattr(self.learn, 'recorder', None)
+        hps = getattr(getattr(self.learn, 'recorder', None), 'hps', None)
         for cb in self.learn.cbs:
-            if isinstance(cb, OneCycle) and not cb.state_dict() and hasattr(recorder, 'hps'):
-                hps = dict(recorder.hps)
+            if isinstance(cb, OneCycle) and not cb.state_dict() and hps is not None:
+                before = dict(hps)
                 cb.start()
-                cb.load_state_dict(cb.state_dict() | dict(hps={name: hps[name] for name in cb.state_dict()['hps']}))
+                cb.load_state_dict(cb.state_dict() | dict(hps={name: before[name] for name in cb.state_dict()['hps']}))
 
     def _load_complete(self, reset_opt):
         "Load a complete cycle into the `Learner`, without training."

@@ -159,8 +159,8 @@ def has_taken_part(
     obj # Any object
 ) -> bool:
     "Return whether `obj` took part in a run of this process: what has changed in it since is no one's wish."
-    marks = (getattr(each.__callback__, 'peek', tuple)() for each in weakref.getweakrefs(obj))
-    return any(mark and mark[1] is _took_part for mark in marks)
+    marks = [getattr(each.__callback__, 'peek', None) for each in weakref.getweakrefs(obj)]
+    return any(peek and (peek() or (None, None))[1] is _took_part for peek in marks)
 
 def note_part(
     obj # Any object
@@ -213,7 +213,7 @@ class ObjectStates:
     def _form(self, value, before=None):
         "Return the form in which `value` can be stored, and its digest; `None` for both if it can't."
         for form in [value, StateDict(value)] if value is before and has_state_dict(value) else [value]:
-            with suppress(Exception): return form, digest(form, self.standing)      # whatever the objects of others raise
+            with suppress(Exception): return form, digest(form, self.standing)     # whatever others' objects raise
         return None, None
 
     def _save_object(self, label):

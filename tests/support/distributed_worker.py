@@ -134,7 +134,7 @@ class Kill(Callback):
     def after_batch(self):
         if not self.training or self.train_iter != self.at: return
         run = self.learn.resumable_run
-        while read_state(read_file(run.file), run.file)['train_iter'] < self.at - self.at % run.checkpoint.every:
+        while read_state(run.file)['train_iter'] < self.at - self.at % run.checkpoint.every:
             sleep(.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
