@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, OptimWrapper, SGD,
+from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, F1Score, L, OptimWrapper, SGD,
                            accuracy)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, combined_cos
@@ -125,8 +125,13 @@ class Odd(torch.optim.SGD):
     "An optimizer of the user's, which no code names."
 HEADS = [torch.optim.Adam, Odd]
 
-def test_a_head_that_is_made_on_the_way_resumes(tmp_path):
-    def cbs(): return [Head(partial(torch.optim.Adam, lr=.1))]
+MADE = {'torch': partial(torch.optim.Adam, lr=.1), 'fastai': lambda params: Adam(L(params), lr=.1),
+        'fastai, momentum': lambda params: SGD(L(params), lr=.1, mom=.9),
+        'wrapped': lambda params: OptimWrapper(L(params), torch.optim.AdamW)}
+
+@pytest.mark.parametrize('name', MADE)
+def test_a_head_that_is_made_on_the_way_resumes(tmp_path, name):
+    def cbs(): return [Head(MADE[name])]
     expected, mine = calm(learner, tmp_path, a := cbs()), cbs()
     interrupt(learner(tmp_path), cbs())
     assert_same(results(fit(learner(tmp_path), mine)), expected)
@@ -140,6 +145,39 @@ def test_a_head_whose_optimizer_cannot_be_stored_starts_over_with_it(tmp_path):
     mine = cbs()
     fit(learner(tmp_path), mine)
     assert isinstance(mine[0].own_opt, Odd)
+
+class Client:
+    "What logs for a callback, as wandb does: it can't be stored."
+    def __init__(self): self.lock = threading.Lock()
+    def log(self, value): pass
+
+class LogsBound(Callback):
+    "Log by a method that it holds from a batch on, and count in a layer made then."
+    log = net = None
+    def after_batch(self):
+        self.log = self.log or Client().log
+        if self.net is None: self.net = nn.Linear(1, 1, bias=False)
+        self.net.weight.data.add_(1)
+        self.log(self.loss)
+
+def test_a_bound_function_that_is_lost_takes_nothing_with_it(tmp_path):
+    made = LogsBound()
+    expected = calm(learner, tmp_path, [made])
+    with pytest.warns(UserWarning, match=r'does not hold LogsBound\.log, which'):
+        interrupt(learner(tmp_path), [LogsBound()])
+    again = LogsBound()
+    assert_same(results(fit(learner(tmp_path), again)), expected)
+    assert_same(again.net.weight, made.net.weight)
+
+def test_bound_functions_of_one_name(tmp_path):
+    "In the same Learner, where all is restored."
+    class Appends(Callback):
+        def __init__(self): self.a, self.b = [], []; self.to_a, self.to_b = self.a.append, self.b.append
+        def after_batch(self): self.to_a(1); self.to_b(2)
+    cb, learn = Appends(), learner(tmp_path)
+    interrupt(learn, [cb], error=KeyboardInterrupt)
+    fit(learn, cb)
+    assert {*cb.a} == {1} and {*cb.b} == {2} and len(cb.a) == len(cb.b) == N_EPOCH * (N_BATCH + 2)
 
 @pytest.mark.parametrize('change, what', [
     (lambda learn: setattr(learn, 'opt', SGD(learn.opt.param_lists, lr=.01)), r'optimizer: .*at the beginning'),

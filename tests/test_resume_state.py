@@ -2,6 +2,7 @@
 import datetime
 import operator
 import random
+import threading
 import warnings
 from collections import OrderedDict, defaultdict, deque
 from decimal import Decimal
@@ -266,6 +267,21 @@ def test_parameters_as_keys(tmp_path):
             if self.train_iter < 20: self.keys = {p: i for i, p in enumerate(self.model.parameters())}
             assert [*map(id, self.keys)] == [*map(id, self.model.parameters())]
     check(learner, tmp_path, lambda: [Keys()])
+
+class Guarded:
+    "What can save itself, and holds a lock, which can't be stored."
+    def __init__(self): self.lock, self.n = threading.Lock(), 0
+    def state_dict(self): return dict(n=self.n)
+    def load_state_dict(self, state): self.n = state['n']
+
+def test_an_object_that_stands_there_and_can_save_itself(tmp_path):
+    class Counts(Callback):
+        def __init__(self): self.guarded = Guarded()
+        def after_batch(self): self.guarded.n += 1
+    made = []
+    check(learner, tmp_path, lambda: [made.append(Counts()) or made[-1]])
+    calm, _, again = made
+    assert again.guarded.n == calm.guarded.n == N_EPOCH * (N_BATCH + 2)
 
 def test_a_list_that_someone_else_holds(tmp_path):
     "It is filled, not replaced."

@@ -18,7 +18,6 @@ import random
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -370,8 +369,9 @@ class Writer:
 
     def _named(self, obj):
         "Return a class or a function that may be asked for by its name."
-        name = full_name(obj)
-        if self.learning: self.standing.add(obj, name)
+        name, owner = full_name(obj), getattr(obj, '__self__', None)
+        if isinstance(owner, (list, dict, set, deque)): self._name(obj)     # one of many of this name
+        elif self.learning: self.standing.add(obj, name)
         if self.standing.find(name) is obj: return ['class', name]
         return self._by_name(obj, name if isinstance(obj, type) else f'the function {name}')
 
@@ -721,21 +721,16 @@ def dump(
     Writer(standing, file := BytesIO()).write(value)
     return file.getvalue()
 
-@contextmanager
-def _uncollected():
-    "Let Python look for no garbage during this context: among a hundred thousand new tensors it takes a second."
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try: yield
-    finally:
-        if was_enabled: gc.enable()
-
 def load(
     content, # What `dump` returned, perhaps in an earlier process
     standing:Standing # What stands in the training
 ) -> tuple[Any, Reader]: # The objects, with a `Missing` for each that may not be built; the reader, which can `fill`
     "Read objects, changing nothing; raises `Refused` if `content` holds what no `dump` writes."
+    was_enabled = gc.isenabled()
+    gc.disable()     # among a hundred thousand new tensors, looking for garbage takes a second
     try:
-        with _uncollected(), torch.no_grad(): return (reader := Reader(content, standing)).read(), reader
+        with torch.no_grad(): return (reader := Reader(content, standing)).read(), reader
     except Refused: raise
     except Exception as e: raise Refused(f'no part of a checkpoint ({type(e).__name__}: {e})') from e
+    finally:
+        if was_enabled: gc.enable()

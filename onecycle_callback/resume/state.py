@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..callback import OneCycle
 from ..fastai_internals import loaders_of
-from .objects import THE_DATA, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import THE_DATA, CannotStore, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -263,7 +263,8 @@ class ObjectStates:
         def problem(value):
             "Return why a value can't be restored: something in it is missing."
             try: return reader.unknown and digest(value, self.standing) and None
-            except Exception as e: return str(e)
+            except CannotStore as e: return str(e)
+            except Exception: return None     # what stands here and saves itself
         for label in [label for label in self.objects if label in states]:
             kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
             problems += self._restore_object(label, states[label], problem, done, kept)
