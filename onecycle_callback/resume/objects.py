@@ -190,8 +190,8 @@ class Standing:
         self.look()
 
     def look(self):
-        "See which parts there are now."
-        self.parts = self._parts()
+        "See which parts there are now, before a save or a restore."
+        self.parts, self.packed = self._parts(), dict[int, tuple]()     # lists of floats and their bytes, by id
         self.part_names = {id(obj): name for name, obj in self.parts.items()}
         self.storages = {t.untyped_storage().data_ptr(): name for name, t in self.parts.items() if _has_storage(t)}
 
@@ -344,9 +344,10 @@ class Writer:
 
     def _list(self, values):
         "Return the items; a long list of floats, or of tensors without dimensions, as one block or tensor."
-        kinds = set(map(type, values)) if len(values) > 100 else ()
-        if kinds == {float}:
-            return ['floats', *self._block(array('d', values).tobytes())]
+        packed = self.standing.packed
+        kinds = set(map(type, values)) if len(values) > 100 and id(values) not in packed else ()
+        if kinds == {float}: packed[id(values)] = values, array('d', values).tobytes()
+        if id(values) in packed: return ['floats', *self._block(packed[id(values)][1])]
         if len(kinds) == 1 and (stacked := self._stacked(values)) is not None:
             return ['scalars', self.node(type(values[0])), self.node(stacked)]
         return ['list', *map(self.node, values)]
