@@ -64,6 +64,13 @@ def random(session):
                         success_codes=[0, 5])     # 5: `-m "not slow"` leaves none
 
 
+@nox.session(venv_backend='none')
+def elsewhere(session):
+    "Run the quick tests without `fork` and SIGKILL, as on Windows; tests/support/elsewhere.py takes them away."
+    session.run(sys.executable, '-m', 'pytest', '-m', 'not slow', '-p', 'tests.support.elsewhere', '-rs',
+                *session.posargs, env=dict(PYTHONPATH='.'))
+
+
 @nox.session(python='3.11')
 def all_cases(session):
     "Run all cases of each matrix; `pytest` runs as many as tests/support/pairs.py chooses."

@@ -1,6 +1,9 @@
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing import get_all_start_methods
+from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')     # two workers share the cores, and the tests' models are tiny
 
@@ -11,18 +14,27 @@ import pytest
 from filelock import FileLock
 
 # These take longest, the longest first
-FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_stories.py', 'test_crash.py',
-         'test_resume_state.py', 'test_runs.py', 'test_explorer.py', 'test_benchmarks.py', 'test_clock.py',
-         'test_compare.py', 'test_nested.py', 'test_stream.py')
+FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_pages.py', 'test_stories.py',
+         'test_crash.py', 'test_explore.py', 'test_resume_state.py', 'test_runs.py', 'test_explorer.py',
+         'test_benchmarks.py', 'test_clock.py', 'test_compare.py', 'test_nested.py', 'test_types.py', 'test_import.py',
+         'test_search.py', 'test_stream.py')
 
 def is_first_case(item):
     "Whether each parameter has its first value. Not the first to be met: pytest-randomly shuffles the items."
     return not hasattr(item, 'callspec') or not any(item.callspec.indices.values())
 
+# What some systems lack, by marker; `nox -s elsewhere` takes it away
+NEEDED = dict(fork='fork' in get_all_start_methods(), sigkill=hasattr(signal, 'SIGKILL'), proc=Path('/proc').exists())
+
+def pytest_runtest_setup(item):
+    for name, is_here in NEEDED.items():
+        if item.get_closest_marker(name) and not is_here: pytest.skip(f'needs {name}, which this system lacks')
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     "Make slow all but the first case of each test that is marked as a matrix; start with the files that take longest."
     for item in items:
+        for name in {'fork', 'browser'} & {*item.fixturenames}: item.add_marker(name)
         if item.get_closest_marker('matrix') and not is_first_case(item): item.add_marker('slow')
     order = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))     # which leaves the tests of a file in order
@@ -31,6 +43,10 @@ def pytest_collection_modifyitems(items):
 def close_figures():
     yield
     plt.close('all')
+
+@pytest.fixture(scope='session')
+def fork():
+    "Named by fixtures that start processes by `fork`: their tests have this marker."
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory, worker_id):

@@ -71,6 +71,8 @@ def train_and_die(path, when):
     learner(path).fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
 
 @pytest.mark.slow
+@pytest.mark.fork
+@pytest.mark.sigkill
 @pytest.mark.parametrize('when, place, left', [('half', 'epoch 1, batch 0', 1), ('before', 'epoch 1, batch 0', 1),
                                                ('after', 'epoch 1, batch 4', 0)])
 def test_killed_inside_it(tmp_path, capsys, when, place, left):

@@ -4,7 +4,7 @@ import pytest
 from crash import crash
 from hostile import hostile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sigkill]
 
 @pytest.fixture(scope='module')
 def figures(tmp_path_factory): return crash(1, seed=1, root=tmp_path_factory.mktemp('crash'), n_kills=6)

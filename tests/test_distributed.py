@@ -52,7 +52,7 @@ JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_strea
         'stream_resumed', 'timed_resumed', 'in_use', 'resumed', 'complete')
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, fork):
     """Kill three cycles, one of them twice; then run all other jobs, one after the other.
 
     `accelerate launch` starts the first, `torchrun` the last, which resume it.

@@ -19,7 +19,7 @@ from support.helpers import ROOT, fork, fork_script
 from support.interrupted import learner
 from onecycle_callback import position
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fork, pytest.mark.sigkill]
 
 PAGES = [page for folder in ('tutorials', 'howto') for page in sorted((ROOT / 'nbs' / folder).glob('*.ipynb'))]
 PACKAGES = ('wandb', 'mlflow', 'torch.utils.tensorboard', 'google', 'google.colab')     # no test imports these

@@ -172,6 +172,8 @@ def exit_code(path, at, where):
     return process.exitcode, (path / 'out').read_text(encoding='utf-8')
 
 @pytest.mark.slow
+@pytest.mark.fork
+@pytest.mark.sigkill
 @pytest.mark.parametrize('where, at, status, place', [
     ('script', 14, -signal.SIGTERM, (1, 2)), ('workers', 14, -signal.SIGTERM, (1, 2)),
     ('validation', 24, -signal.SIGTERM, (2, 0)),
@@ -213,6 +215,8 @@ def start_holding(path, workers=0):
     return process
 
 @pytest.mark.slow
+@pytest.mark.fork
+@pytest.mark.sigkill
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_second_process_is_refused_until_the_first_is_killed(uninterrupted, tmp_path, workers):
     process = start_holding(tmp_path, workers)
@@ -293,6 +297,7 @@ def test_saves_of_two_writers_are_never_mixed(tmp_path):
 
 # What the file system does
 
+@pytest.mark.proc
 def test_a_folder_that_cannot_be_flushed(uninterrupted, tmp_path, monkeypatch, recwarn):
     fsync = os.fsync
     def refuse(descriptor):

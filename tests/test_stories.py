@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError
 from support.helpers import ROOT
 from support.interrupted import bars, epochs_shown, rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sigkill]
 
 @pytest.fixture(scope='module', autouse=True)
 def without_torchs_own_warning():
