@@ -17,6 +17,7 @@ def run_benchmark(name, *args, cwd='.'):
     return run.stdout
 
 @pytest.mark.slow
+@pytest.mark.fork
 def test_overhead(tmp_path):
     printed = run_benchmark('overhead.py', '--quick', '--json', 'o.json', cwd=tmp_path)
     found = json.loads((tmp_path / 'o.json').read_text(encoding='utf-8'))
@@ -30,6 +31,7 @@ def test_overhead(tmp_path):
     assert 'own / OneCycleLR' in printed
 
 @pytest.mark.slow
+@pytest.mark.fork
 @pytest.mark.parametrize('args, shown', [
     (['--quick'], ['show, own curve', 'plot_sched', "torch's loop", 'a million batches / a thousand']),
     (['--train', '1000'], ['1,000 batches: the record', 'ratio'])], ids=str)

@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from support.helpers import ROOT
 
 NAME = 'onecycle_callback'
+INSTALLED = packages_distributions()     # which reads all that is installed
 SOURCES = {path.relative_to(ROOT): path.read_text(encoding='utf-8') for path in (ROOT / NAME).rglob('*.py')}
 
 def declared(extra=''):
@@ -23,7 +24,7 @@ def imported(source):
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
     modules = {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {NAME}
-    return {packages_distributions()[module][0].lower() for module in modules}
+    return {INSTALLED[module][0].lower() for module in modules}
 
 OPTIONAL = declared('distributed') | declared('explore')
 

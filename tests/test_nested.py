@@ -181,22 +181,31 @@ class Blocked(MetaPathFinder):
 sys.meta_path.insert(0, Blocked())
 from fastai.basics import *
 from fastai.callback.schedule import *
-path, dl = sys.argv[1], DataLoader([(torch.ones(3), torch.ones(1))] * 8, bs=4)
-learn = load_learner(path)
-n = len(learn.get_preds(dl=dl)[0])
-learn.dls = DataLoaders(dl, dl)
-learn.fit_one_cycle(2)
-n_trained = len(learn.recorder.hps['lr'])
-print(f"\\npredicted {n}, trained {n_trained}, {'with' if 'onecycle_callback' in sys.modules else 'without'}")"""
+dl = DataLoader([(torch.ones(3), torch.ones(1))] * 8, bs=4)
+for path in sys.argv[1:]:
+    learn = load_learner(path)
+    n = len(learn.get_preds(dl=dl)[0])
+    learn.dls = DataLoaders(dl, dl)
+    learn.fit_one_cycle(2)
+    n_trained, is_here = len(learn.recorder.hps['lr']), 'onecycle_callback' in sys.modules
+    print(f"\\n{Path(path).name}: predicted {n}, trained {n_trained}, {'with' if is_here else 'without'}")"""
+
+@pytest.fixture(scope='module')
+def without_us(tmp_path_factory):
+    "What an interpreter without this package prints when it loads and trains the Learners that were exported in fits."
+    folder = tmp_path_factory.mktemp('exports')
+    for name, fit in EXPORTED.items():
+        def export(learn):
+            path, learn.path = learn.path, folder
+            learn.export(name)
+            learn.path = path
+        copied(fit, export)
+    run = subprocess.run([sys.executable, '-c', WITHOUT_US, *(folder / name for name in EXPORTED)], capture_output=True,
+                         text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.replace('\r', '\n').splitlines()
 
 @pytest.mark.slow
-@exported
-def test_an_export_loads_where_this_package_is_not_installed(tmp_path, fit):
-    def export(learn):
-        path, learn.path = learn.path, tmp_path
-        learn.export()
-        learn.path = path
-    copied(fit, export)
-    run = subprocess.run([sys.executable, '-c', WITHOUT_US, tmp_path / 'export.pkl'], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert 'predicted 8, trained 4, without' in run.stdout.replace('\r', '\n').splitlines()
+@pytest.mark.parametrize('name', EXPORTED)
+def test_an_export_loads_where_this_package_is_not_installed(without_us, name):
+    assert f'{name}: predicted 8, trained 4, without' in without_us

@@ -15,7 +15,7 @@ def kill(self):
     self.send_signal(SIGKILL)
 
 subprocess.Popen.kill = kill
-for name in ('fork', 'forkpty', 'register_at_fork', 'mkfifo'): delattr(os, name)
+for name in ('fork', 'forkpty', 'mkfifo'): delattr(os, name)     # torch for Linux needs `register_at_fork`
 del signal.SIGKILL
 multiprocessing.set_start_method('spawn', force=True)
 for name in ('fork', 'forkserver'): del context._concrete_contexts[name]
