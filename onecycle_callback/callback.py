@@ -246,7 +246,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Return what is copied or pickled: all but a running cycle, which belongs to this `Learner` and its optimizer."
         return super().__getstate__() | dict(_cycle=None)
 
-    # On and off a Learner: fastai sets `learn` before anything is touched
+    # On and off a Learner: fastai sets `learn` before it adds the callback
 
     @property
     def learn(self): return self.__dict__.get('_learn')
@@ -259,7 +259,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         if learn is not None: self._add_stream()
 
     def _check(self, learn):
-        "Raise if this cycle doesn't fit `learn`, before anything is touched; remember LRs that are tensors."
+        "Raise if this cycle doesn't fit `learn`, before training; remember LRs that are tensors."
         refuse_second_cycle(learn)
         # `fit_one_cycle` knows more: with `reset_opt`, the optimizer that is here now isn't the one that will train
         is_known = learn.opt is not None or not makes_its_own(learn)

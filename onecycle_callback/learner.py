@@ -282,7 +282,7 @@ def fine_tune(self:Learner,
     """Train for two cycles, like fastai's `fine_tune`: with all but the last group frozen, then with the whole model.
 
     The other arguments are those of `fit_one_cycle`, also of a class's own one, and apply to both cycles. Raises
-    `ValueError` or `TypeError` for an argument that can't be used, before anything has been touched."""
+    `ValueError` or `TypeError` for an argument that can't be used, before training."""
     checkpoint, (kwargs, own) = as_checkpoint(checkpoint), _without_own(self, kwargs)
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,

@@ -201,8 +201,8 @@ class Position:
 class BatchPosition(Position):
     """Count batches: each epoch takes an equal part of the cycle, however many batches it has.
 
-    An epoch is passed as if all were as long as this one, so an epoch of the planned length is where the plan has it,
-    to the last bit. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
+    An epoch is passed as if all were as long as this one, so an epoch of the planned length is exactly where the plan
+    has it. The last batch of the last epoch is at the end; epochs skipped or cut short leave a gap."""
     def __init__(self, plan, accumulating=None):
         super().__init__(plan, accumulating)
         self._n_batch = plan.n_batch
@@ -384,7 +384,8 @@ class TimePosition(Position):
         n_in_epoch = 0 if starts_epoch else self.n_in_epoch
         is_last = self._is_last(now, pace, 0) if starts_epoch else self.is_last
         left = self._left(now, pace, n_in_epoch, is_last)
-        if self.n == 1 and left > 1.5: left = inf     # the first batch starts workers, and says little of the others
+        # The first batch starts workers, and says little of the others, and nothing of a validation
+        if self.n == 1 and self.budget - now > 1.5 * pace: left = inf
         n_ahead = min(SYNC_SECONDS / pace, left / 4, MOST_AHEAD if self._is_alone else SYNC_BATCHES)
         return now, pace, left, max(int(n_ahead), 1), is_last
 
@@ -403,9 +404,9 @@ class TimePosition(Position):
         "Return when the last batch of an epoch that was cancelled may have ended."
         return min(now, self.used + self.k * self.pace.mean) if self.pace.n else now
 
-    def _gap(self, pace, is_last):
+    def _gap(self, now, pace, is_last):
         "Return how long a validation will take: the median of three, as one may be a stall; with care at the end."
-        known, guess = sorted(self.gaps), pace * self.n_valid
+        known, guess = sorted(self.gaps), min(pace * self.n_valid, max(self.budget - now, 0) / 2)
         if len(known) == 1 and not is_last: return min(known[0], max(2 * guess, self.budget / 20))
         return known[(len(known) - 1) // 2] if known else guess
 
@@ -417,11 +418,11 @@ class TimePosition(Position):
 
     def _is_last(self, now, pace, n_in_epoch):
         "Return whether no epoch follows this one."
-        return self._n_more(now, pace, n_in_epoch, self._gap(pace, True)) == 0
+        return self._n_more(now, pace, n_in_epoch, self._gap(now, pace, True)) == 0
 
     def _left(self, now, pace, n_in_epoch, is_last):
         "Return how many batches there are until the end is reached: at the first batch of the last step."
-        gap = self._gap(pace, is_last)
+        gap = self._gap(now, pace, is_last)
         n_more = 0 if is_last else self._n_more(now, pace, n_in_epoch, gap)
         return (self.budget - now - (n_more + 1) * gap) / pace - (self.per_step - 1)
 

@@ -348,7 +348,7 @@ class OneCyclePlan:
         "Return where `batches` are on the curve: an epoch takes an equal part of it, however many batches it has."
         if n_batch is None: return batches
         stretched = batches * self.curve.end / np.maximum(self.n_epoch * n_batch - 1, 1)
-        return np.where(n_batch == self.n_batch, batches, stretched)     # as planned, to the last bit
+        return np.where(n_batch == self.n_batch, batches, stretched)     # exactly as planned
 
     def _batch_of(self, position):
         "Return the first batch at `position`."

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from fastai.basics import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
                            CancelTrainException,
-                           CancelValidException, DataLoaders)
+                           CancelValidException, DataLoader, DataLoaders)
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 
 from support import interrupted
-from support.helpers import At, Passes, Spy, Time, learner, throw
+from support.helpers import At, Passes, Spy, Time, dataset, learner, throw
 from support.interrupted import assert_same, results, rows
 from onecycle_callback import CycleCheckpoint, OneCycleSchedule, position
 
@@ -118,6 +118,15 @@ def test_accumulated_batches_wait_for_their_step(time, n_acc, anneal, on_learner
     of_known = OneCycleSchedule(.1, anneal=anneal).plan(1, len(spy.steps)).lrs[:, 0]
     assert abs(np.diff(spy.steps)).max() <= 2 * abs(np.diff(of_known)).max()
     assert -.03 * 600 <= time.now - 1000 - 600 <= per_step     # over by at most a step
+
+@pytest.mark.parametrize('n_valid, within', [(100, 10), (700, 0)], ids=['slow first batch', 'many batches'])
+def test_a_validation_is_not_expected_to_take_most_of_the_time(time, n_valid, within):
+    "It takes 5 seconds, where as many training batches as it has would take longer than the budget."
+    learn = learner(n_batch=50)
+    learn.dls.loaders[1] = DataLoader(dataset(n_valid * 4), bs=4, device='cpu')
+    learn.fit_one_cycle(max_lr=.1, minutes=10, cbs=[Slow(time, 0, within), Passes(time, valid=5)])
+    as_planned(learn, learn.recorder.plan)
+    assert len(learn.recorder.hps['lr']) > 450
 
 @pytest.mark.parametrize('at', [5, 20, 40, 43])
 def test_a_machine_that_stalls_still_comes_down(time, at):

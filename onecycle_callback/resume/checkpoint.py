@@ -45,7 +45,7 @@ class CycleCheckpoint:
     """Keep a cycle in a file, so that the same call of `fit_one_cycle` resumes it after a crash.
 
     `learn.fit_one_cycle(10, 0.1, checkpoint=CycleCheckpoint('run1', every=200))` keeps it in the file `run1.cycle` in
-    `learn.path/learn.model_dir`. Before anything is touched, `fit_one_cycle` raises a `ValueError` if the file belongs
+    `learn.path/learn.model_dir`. Before training, `fit_one_cycle` raises a `ValueError` if the file belongs
     to a different run (the error lists what differs) or cannot be read, an `OSError` if it cannot be written, and its
     subclass `BlockingIOError` if another process trains this run."""
     name:str # Name of the file, without folder or suffix

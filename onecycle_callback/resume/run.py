@@ -375,7 +375,7 @@ class ResumableRun(OneFitCallback):
         "Print the LR that the run had, and the one with which it goes on."
         opt = self.saved['model']['opt']
         before = opt.get('hypers', opt.get('param_groups'))[-1]['lr']
-        now = self.plan.follow([self._fraction * self.plan.n_steps])[0][0, -1]
+        now = self.plan.curve.at([self._fraction * self.plan._n_steps])[0][0, -1]
         self._say(f'is extended: its LR was {float(before):.3g} and is {now:.3g} now ({"; ".join(self.changes)})')
 
     def _continue_record(self):

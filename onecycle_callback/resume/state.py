@@ -252,7 +252,7 @@ class ObjectStates:
         content:bytes, # What `save` returned, perhaps in an earlier process
         with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
     ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
-        "Restore all objects; raises `Refused` before anything is touched if `content` holds what no `save` writes."
+        "Restore all objects; raises `Refused`, and restores nothing, if `content` holds what no `save` writes."
         self.standing.look()
         states, reader = load(content, self.standing)
         missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
