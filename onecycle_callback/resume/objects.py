@@ -1,8 +1,9 @@
 """The objects of a training as JSON and blocks of memory, read back without building more than the training uses"""
 
-# A file may come from a stranger, so it is data, and no program: JSON, behind the memory of tensors and arrays, block by
-# block. A number or a text stands for itself, and `["kind", …]` for everything else: one of the kinds that this module
-# knows, each a function that makes an object of arguments that it checks. `["again", 7]` is the eighth object once more.
+# A file may come from a stranger, so it is data, and no program: JSON, behind the memory of tensors and arrays, block
+# by block. A number or a text stands for itself, and `["kind", …]` for everything else: one of the kinds that this
+# module knows, each a function that makes an object of arguments that it checks. `["again", 7]` is the eighth object
+# once more.
 #
 # What stands in a training when it begins has a name: it is written as this name, and where its content may change, its
 # content is filled in. So a list of the model's parameters is a list of the live ones again. An object is built only if

@@ -25,6 +25,7 @@ from fastai.learner import CastToTensor, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
+from fastcore.imports import noop
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
@@ -49,27 +50,26 @@ def other_parameters(
 
 def _parameters(learn): return [*get_model(learn.model).parameters(), *other_parameters(learn)]
 
+def _with_tensors(f, value):
+    "Return a copy of `value` with what `f` returns for each tensor in its dictionaries and lists, and Python's lists."
+    if isinstance(value, torch.Tensor): return f(value)
+    if isinstance(value, (list, L)): return [_with_tensors(f, item) for item in value]
+    if not isinstance(value, dict): return deepcopy(value)
+    new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
+    for name, item in value.items(): new[name] = _with_tensors(f, item)
+    return new
+
 def model_state(
     learn # The `Learner`, with an optimizer
 ) -> dict: # Plain values and tensors
     "Return the weights, the gradients, the optimizer's state, and the loss scale of mixed precision."
     weights, parameters = get_model(learn.model).state_dict(), _parameters(learn)
-    scaler, opt = getattr(learn, 'scaler', None), learn.opt.state_dict()
+    scaler, opt = getattr(learn, 'scaler', None), _with_tensors(noop, learn.opt.state_dict())
     lazy = [name for name, value in weights.items() if is_lazy(value)]     # the first batch will make them
     for name in lazy: del weights[name]
-    if 'hypers' in opt: opt = opt | dict(hypers=[*opt['hypers']])     # instead of fastcore's list
     return dict(weights=weights, others=[p.data for p in other_parameters(learn)], opt=opt,
                 scaler=None if scaler is None else scaler.state_dict(), trained=[p.requires_grad for p in parameters],
                 grads=[_gradient_to_save(p) for p in parameters])
-
-def _with_tensors(f, value):
-    "Return a copy of `value` with what `f` returns for each tensor in its dictionaries and lists."
-    if isinstance(value, torch.Tensor): return f(value)
-    if isinstance(value, list): return [_with_tensors(f, item) for item in value]
-    if not isinstance(value, dict): return deepcopy(value)
-    new = copy(value)     # which keeps its class, and the versions that a state dict has as an attribute
-    for name, item in value.items(): new[name] = _with_tensors(f, item)
-    return new
 
 def in_memory(
     value # Tensors, dictionaries, lists and plain values
