@@ -44,6 +44,14 @@ def close_figures():
     yield
     plt.close('all')
 
+@pytest.fixture(scope='session', autouse=True)
+def impatient_loaders():
+    "Wait half a second for the workers of a loader that is given up, and not five: some don't end by themselves."
+    from torch.utils.data import _utils
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, 'MP_STATUS_CHECK_INTERVAL', .5)
+        yield
+
 @pytest.fixture(scope='session')
 def fork():
     "Named by fixtures that start processes by `fork`: their tests have this marker."
