@@ -406,7 +406,7 @@ def test_what_extend_refuses(tmp_path, make, kwargs, why):
 def test_nothing_to_extend(tmp_path, capsys):
     fit(learner(tmp_path), extend=True)
     fit(learner(tmp_path), extend=True)
-    assert 'is complete, since' in capsys.readouterr().out
+    assert 'is complete. It finished on' in capsys.readouterr().out
     with pytest.raises(ValueError, match='extend must be False'): CycleCheckpoint('run1', restart=True, extend=True)
 
 def test_a_complete_run_has_the_record_of_other_schedulers_too(tmp_path):

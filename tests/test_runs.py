@@ -370,7 +370,7 @@ def test_another_run_is_refused(complete, make, why):
 def test_a_complete_run_says_since_when(complete, capsys):
     learner(complete).fit_one_cycle(**CALL)
     out = capsys.readouterr().out
-    assert 'is complete, since 2026-01-31 14:05: its weights are loaded and nothing is trained' in out
+    assert 'is complete. It finished on 2026-01-31 14:05. Loaded its weights; nothing was trained.' in out
 
 @pytest.mark.parametrize('first, second, why', [
     (dict(freeze_epochs=1), dict(freeze_epochs=0),

@@ -402,8 +402,8 @@ class ResumableRun(OneFitCallback):
             if recorder.values: learn.final_record = recorder.values[-1]
         learn.model.eval()
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
-        self._say(f'is {self.saved["status"]}, since {date_of(self.file)}: its weights are loaded and nothing is '
-                  f'trained. CycleCheckpoint({self.checkpoint.name!r}, restart=True) starts over.')
+        self._say(f'is {self.saved["status"]}. It finished on {date_of(self.file)}. Loaded its weights; nothing was '
+                  f'trained. To start over: CycleCheckpoint({self.checkpoint.name!r}, restart=True)')
 
 def _settings(group):
     "Return what a parameter group holds besides its tensors."
