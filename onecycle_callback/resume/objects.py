@@ -6,8 +6,9 @@
 # once more.
 #
 # What stands in a training when it begins has a name: it is written as this name, and where its content may change, its
-# content is filled in. So a callback's list of parameters points at the live ones after a resume. An object is built only if
-# another one of its class stands there, and without calling its `__init__`, unless its class says that this is the way.
+# content is filled in. So a callback's list of parameters points at the live ones after a resume. An object is built
+# only if another one of its class stands there, and without calling its `__init__`, unless its class says that this is
+# the way.
 #
 # Reading changes nothing yet: `Reader.fill` does, after everything was read. And it takes no more memory than a small
 # multiple of what there is to read, whatever sizes that claims.
