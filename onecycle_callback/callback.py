@@ -427,7 +427,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
         cycle = self._cycle
         if cycle is None: return {}
         moms = cycle.moms_before and (cycle.opt.mom_path, cycle.moms_before)
-        return dict(hps=cycle.hps, changed=cycle.changed, position=cycle.position.state_dict(), moms_before=moms)
+        return dict(hps=cycle.hps, changed=cycle.changed, position=cycle.position.state_dict(), moms_before=moms,
+                    n_batch=self.plan.n_batch)
 
     def load_state_dict(self,
         state:dict # From `state_dict`; empty from a cycle that hadn't started
@@ -436,8 +437,12 @@ class OneCycle(OneFitCallback, ParamScheduler):
         if not state: return
         if self._cycle is None: self.start()
         cycle = self._cycle
+        if self.plan.n_batch != state['n_batch']:     # a callback has given the first epoch another length
+            cycle.plan = self.plan = replace(self.plan, n_batch=state['n_batch'])
+            cycle.position = self.make_position()
         for name, values in state['hps'].items(): cycle.hps[name][:] = values
         cycle.changed.update(state['changed'])
+        self._enter_epoch()     # whose loader may have been restored to another batch size
         cycle.position.load_state_dict(state['position'])
         cycle.moms_before = state['moms_before'] and state['moms_before'][1]
         self._share_record()

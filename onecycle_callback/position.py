@@ -194,7 +194,9 @@ class Position:
         state:dict # From `state_dict`
     ):
         "Go to the position of `state`, in the epoch that was entered."
-        self.lengths.update(state['lengths'])
+        lengths = dict(state['lengths'])
+        self.lengths.clear()     # of this epoch as the loader was when it was entered
+        self.lengths.update(lengths)
         for name, values in state['columns'].items(): self.columns[name][:] = values
         self.step, self.position = state['step'], state['position']
 
@@ -406,7 +408,7 @@ class TimePosition(Position):
 
     def _gap(self, now, pace, is_last):
         "Return how long a validation will take: the median of three, as one may be a stall; with care at the end."
-        known, guess = sorted(self.gaps), min(pace * self.n_valid, max(self.budget - now, 0) / 2)
+        known, guess = sorted(self.gaps), min(pace * self.n_valid, max(self.budget - now, 0) / 4)
         if len(known) == 1 and not is_last: return min(known[0], max(2 * guess, self.budget / 20))
         return known[(len(known) - 1) // 2] if known else guess
 

@@ -57,6 +57,18 @@ def test_a_callback_that_is_taken_off(tmp_path, every, event):
     interrupt(make(tmp_path), [At(take_off, event=event)], every=every)
     assert_same(results(fit(make(tmp_path), At(take_off, event=event), every=every)), expected)
 
+class BatchSize(Callback):
+    "Give each epoch a batch size, in `event` of it or of the one before."
+    def __init__(self, event): setattr(self, event, self._set)
+    def _set(self): self.learn.dls.train.bs = [4, 2, 8, 4, 4][self.epoch]
+
+@pytest.mark.parametrize('event', ['before_epoch', 'after_epoch'])
+@pytest.mark.parametrize('at', [5, 20, 40])
+def test_another_batch_size_in_each_epoch(tmp_path, event, at):
+    expected = calm(learner, tmp_path, [BatchSize(event)])
+    interrupt(learner(tmp_path), [BatchSize(event)], at)
+    assert_same(results(fit(learner(tmp_path), BatchSize(event))), expected)
+
 def test_a_callback_that_is_added_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r'does not hold MixUp \(added during the fit\)'):
         interrupt(learner(tmp_path), [At(lambda learn: learn.add_cb(MixUp()), event='before_epoch')])

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
 from onecycle_callback import CycleCheckpoint
+from onecycle_callback.resume.objects import CannotStore, Standing, dump
 
 pytestmark = pytest.mark.matrix
 
@@ -228,7 +229,7 @@ class Odds(Callback):
         self.big, self.long, self.swapped = 3 ** (700 + n), np.longdouble(n) / 3, np.array([n], '>i2')
         self.days, self.text, self.single = np.array(['2026-01-01'], 'M8[D]'), np.array(['a', 'bc']), np.float32(n) / 3
         self.ordered, self.frozen, self.sparse = OrderedDict(b=n, a=1), frozenset([n]), torch.eye(3).to_sparse() * n
-        self.op = partial(operator.add, n)
+        self.op, self.cut = partial(operator.add, n), (slice(np.int64(n), None), slice([n], torch.tensor(n)))
 
 def odd_values(odds):
     left_out = ('_learn', 'learn', 'generators', 'by_parameter')
@@ -250,6 +251,15 @@ def test_values_of_many_types(tmp_path, every, at):
     assert again.alias is again.both and again.itself[0] is again.itself[0][0] and isinstance(again.n, defaultdict)
     assert [*again.by_parameter] == [*again.model.parameters()] if again.learn else True
     for name in ('swapped', 'days', 'text'): assert getattr(again, name).dtype == getattr(calm, name).dtype, name
+
+class Zone(datetime.tzinfo): pass
+
+@pytest.mark.parametrize('value, what', [
+    (partial(nn.MSELoss(), torch.ones(1)), 'functools.partial of other objects'),
+    (datetime.datetime(2026, 1, 1, tzinfo=Zone()), 'datetime.datetime of other objects'), ([{} for _ in range(200_000)], '200,001 small objects')],
+    ids=['partial', 'zone', 'many'])
+def test_what_the_reader_would_refuse_is_not_written(value, what):
+    with pytest.raises(CannotStore, match=what): dump(value, Standing())
 
 def test_an_object_of_a_class_that_is_met_too_late_is_named(tmp_path):
     "A file may come from a stranger: built are objects of classes that stand there, or that their code names."

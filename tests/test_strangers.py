@@ -12,7 +12,7 @@ import torch
 from fastai.basics import Callback
 
 from support.helpers import frozen_state
-from support.interrupted import Interrupt, learner
+from support.interrupted import N_EPOCH, Interrupt, learner
 from onecycle_callback.resume.file import _MARK, read_state, write_file
 from onecycle_callback.resume.objects import Refused, Standing, dump, load
 
@@ -223,3 +223,45 @@ def test_the_attacks_are_attacks(tmp_path):
     standing = Standing()
     standing.add_class(Mine)
     assert type(load(program(new(f'{__name__}.Mine', is_called=False)), standing)[0]) is Mine
+
+# What a file may put into the objects of a training
+
+def rewritten(path, attribute, node):
+    "Add an attribute of the Learner to the file at `path`."
+    state = read_state(path)
+    carried = state['processes'][0]['carried']
+    begin = len(carried) - 8 - int.from_bytes(carried[-8:], 'little')
+    root = json.loads(carried[begin:-8])
+    root[-1][root[-1].index('attributes') + 1] += [attribute, node]     # the Learner is the last object
+    text = json.dumps(root).encode()
+    state['processes'][0]['carried'] = carried[:begin] + text + len(text).to_bytes(8, 'little')
+    write_file(path, state)
+
+LOAD = ['method', 'learn', 'load']
+
+@pytest.mark.parametrize('attribute, node, said', [
+    ('_do_epoch_validate', 1, 'Learner._do_epoch_validate, which is no state'),
+    ('logger', 1, 'Learner.logger, which is no state'),
+    ('new', LOAD, None), ('new', ['value', 'functools.partial', None, LOAD, ['tuple', 'best'], ['dict']], None)],
+    ids=['method', 'logger', 'of the Learner', 'partial'])
+def test_nothing_of_a_file_is_called_later(tmp_path, attribute, node, said):
+    learn = learner(tmp_path)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=Interrupt(14), checkpoint='run1')
+    rewritten(tmp_path / 'models/run1.cycle', attribute, node)
+    learn = learner(tmp_path)
+    if said:
+        with pytest.raises(ValueError, match=said): learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
+    else:
+        with pytest.warns(UserWarning, match='cannot restore Learner.new .learn.load, which isn.t here'):
+            learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
+    assert attribute not in vars(learn) or attribute == 'logger'
+
+def test_a_list_that_is_many_times_in_another_is_refused_at_once(tmp_path):
+    inner = 'x'
+    for _ in range(60): inner = [inner, inner]     # its text would have 2**60 characters
+    for name in ('format', 'work'):
+        state = dict(format='a cycle of onecycle_callback, 1') | {name: inner}
+        write_file(tmp_path / 'file', state)
+        with pytest.raises(ValueError, match='is not a checkpoint|an unusable .work.: a list'):
+            read_state(tmp_path / 'file')

@@ -78,7 +78,7 @@ class EpochPosition:
         if self._is_told(loader): return self._told_batches(loader, now)
         set_random_states(self.loaders, self.began)
         batches = iter(loader)
-        for _ in range(n_done): next(batches, None)
+        for _ in zip(range(n_done), batches): pass     # a file may claim more than there are
         set_random_states(self.loaders, now)
         return batches
 

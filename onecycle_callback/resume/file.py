@@ -148,7 +148,7 @@ def read_state(
         raise refused(path, f'cannot be read: it holds {unknown}, which no checkpoint does')
     found = state.get('format') if type(state) is dict else None
     if found == FILE_FORMAT: return _checked(state, path)
-    if str(found).startswith(_FORMAT): raise refused(path, 'was written by another version of onecycle_callback')
+    if type(found) is str and found.startswith(_FORMAT): raise refused(path, 'was written by another version of onecycle_callback')
     raise refused(path, 'is not a checkpoint of a cycle')
 
 def _is_position(n): return type(n) is int and n >= 0
@@ -170,19 +170,23 @@ def _is_fingerprint(work):
 RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
 POSITION = 'n_taken', 'began', 'told'
 
+_CELL = str, int, float, bool, type(None)
 _PARTS = dict(     # what a state holds, and when each part is one
     format=str.__instancecheck__, work=_is_fingerprint,
     status=lambda s: type(s) is str and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', s),
     epoch=_is_position, done=_is_position, train_iter=_is_position, pct_train=lambda x: type(x) is float,
     lost=_is_texts, logs=lambda sizes: type(sizes) is list and all(map(_is_position, sizes)),
-    rows=lambda rows: type(rows) is list and all(type(row) is list for row in rows),
+    rows=lambda rows: type(rows) is list and all(type(row) is list and all(type(cell) in _CELL for cell in row)
+                                                 for row in rows),
     processes=lambda ps: type(ps) is list and ps and all(map(_is_process, ps)), model=lambda m: type(m) is dict)
 
 def _checked(state, path):
     "Return `state`; raises `ValueError` if a part of it is missing or is no such part."
     for name, is_one in _PARTS.items():
         if name not in state: raise refused(path, f'lacks {name!r}, a part of each checkpoint')
-        if not is_one(state[name]): raise refused(path, f'has an unusable {name!r}: {str(state[name])[:60]}')
+        if not is_one(value := state[name]):
+            shown = str(value)[:60] if isinstance(value, _CELL) else f'a {type(value).__name__}'
+            raise refused(path, f'has an unusable {name!r}: {shown}')
     return state
 
 # One process at a time trains a run

@@ -15,6 +15,7 @@
 
 import datetime
 import gc
+import inspect
 import json
 import random
 from array import array
@@ -37,6 +38,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.optimizer import Optimizer, OptimWrapper
@@ -86,8 +88,9 @@ def _is(cls, arg):
 
 def _numbers(values): return tuple(_is(int, n) for n in values)
 
-def _callable(f):
-    _require(isinstance(f, _CALLABLE), 'this instead of a function')
+def _function(f):
+    "Return `f` if it is a function or a class; a method would be called with what the file wants."
+    _require(isinstance(f, (type, partial, *_FUNCTIONS)), 'this instead of a function')
     return f
 
 def _constant(name):
@@ -109,16 +112,16 @@ def _fraction(n, d):
 _VALUES:dict[type, tuple[Callable, Callable]] = {
     complex: (lambda c: (c.real, c.imag), complex),
     range: (lambda r: (r.start, r.stop, r.step), range),
-    slice: (lambda s: (s.start, s.stop, s.step), slice),
+    slice: (lambda s: ([s.start, s.stop, s.step],), lambda ends: slice(*_is(list, ends))),
     bytearray: (lambda b: (bytes(b),), lambda b: bytearray(_is(bytes, b))),
     frozenset: (lambda s: (list(s),), lambda items: frozenset(_keys(_is(list, items)))),
     deque: (lambda d: (list(d), d.maxlen), lambda items, n: deque(_is(list, items), n)),
     OrderedDict: (lambda d: (dict(d),), lambda d: OrderedDict(_is(dict, d))),
     Counter: (lambda c: (dict(c),), lambda d: Counter(_is(dict, d))),
     defaultdict: (lambda d: (d.default_factory, dict(d)),
-                  lambda make, d: defaultdict(make and _callable(make), _is(dict, d))),
+                  lambda make, d: defaultdict(make and _function(make), _is(dict, d))),
     partial: (lambda p: (p.func, p.args, p.keywords),
-              lambda f, args, keywords: partial(_callable(f), *_is(tuple, args), **_is(dict, keywords))),
+              lambda f, args, keywords: partial(_function(f), *_is(tuple, args), **_is(dict, keywords))),
     **{kind: (lambda d: d.__reduce__()[1], kind) for kind in (datetime.datetime, datetime.date, datetime.time,
                                                               datetime.timedelta, datetime.timezone)},
     Decimal: (lambda d: (str(d),), lambda text: Decimal(_is(str, text))),
@@ -132,6 +135,8 @@ _VALUES:dict[type, tuple[Callable, Callable]] = {
     np.generic: (lambda x: (dtype_to_descr(x.dtype), x.tobytes()),
                  lambda descr, content: np.frombuffer(_is(bytes, content), _dtype(descr))[0])}
 _BUILD = {full_name(cls): build for cls, (_, build) in _VALUES.items()}
+
+def _is_argument(arg): return isinstance(arg, _CALLABLE) or type(arg) in _PLAIN
 
 _BIT_GENERATORS = {bits.__name__: bits for bits in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937,
                                                     np.random.Philox, np.random.SFC64)}
@@ -186,6 +191,7 @@ class Standing:
         self.objects:dict[str, Any] = {}
         self.names:dict[int, str] = {}     # by id; `objects` keeps them alive
         self.classes:dict[str, type] = {}
+        self.methods:set[tuple] = set()     # by the names of their objects, and their own
         self.constants:dict[int, tuple] = {}     # by id: a weak reference, the marks and a name
         self.stacks:dict[int, list] = {}     # lists that only grow, by id: what was in them, and that as one tensor
         self._seen:set[type] = set()
@@ -239,6 +245,13 @@ class Standing:
         if not isinstance(cls, type) or issubclass(cls, _NEVER) or full_name(cls) in _CLASSES: return False
         return self.find(full_name(cls)) is cls
 
+    def may_hold(self,
+        owner, # An object
+        method:tuple # Its name, and that of one of its methods
+    ) -> bool:
+        "Return whether reading may make this method: those of a `Learner` load and write files."
+        return method in self.methods or isinstance(owner, Callback)
+
     def add_constant(self,
         value # A tensor or an array
     ):
@@ -289,6 +302,16 @@ class StateDict:
     "An object that stood there at the beginning, to be written as its `state_dict`."
     def __init__(self, obj): self.obj = obj
 
+_ENTRY, _SLACK = 100, 50_000_000     # bytes that an object takes in memory; what is allowed in any case
+
+def _memory_for(text):
+    "Return how many bytes the objects in a JSON text take: a dictionary or a set as many as four others."
+    return _ENTRY * (text.count(b'[') + text.count(b'{') + 3 * (text.count(b'["dict"') + text.count(b'["set"')))
+
+def _room_for(n_bytes):
+    "Return how much memory reading may take if there are `n_bytes` to read."
+    return 10 * n_bytes + _SLACK
+
 class Writer:
     "Write objects as JSON; raises `CannotStore` for what the reader wouldn't build."
     def __init__(self,
@@ -308,6 +331,7 @@ class Writer:
     ):
         "Write `value`: the blocks, the JSON and its length."
         text = json.dumps(self.node(value), separators=(',', ':')).encode()
+        if _memory_for(text) > _room_for(len(text)): raise CannotStore(f'{text.count(b"["):,} small objects')
         self.file.write(text)
         self.file.write(len(text).to_bytes(8, 'little'))
 
@@ -387,8 +411,10 @@ class Writer:
         return ['loaded', self.standing.names[id(obj)], self.node(obj.state_dict())]
 
     def _method(self, owner, name):
-        if self.standing.name(owner) is None: raise CannotStore(f'a method of a {full_name(type(owner))}')
-        return ['method', self.standing.name(owner), name]
+        method = self.standing.name(owner), name
+        if self.learning and method[0]: self.standing.methods.add(method)
+        if not self.standing.may_hold(owner, method): raise CannotStore(f'a method of a {full_name(type(owner))}')
+        return ['method', *method]
 
     def _generator(self, obj, name):
         for kind, (cls, get_state, _, _) in _GENERATORS.items():
@@ -399,8 +425,11 @@ class Writer:
     def _value(self, obj):
         cls = next((cls for cls in (np.dtype, np.generic) if isinstance(obj, cls)), type(obj))
         if cls not in _VALUES: return None
+        args = _VALUES[cls][0](obj)
+        is_called = cls in (partial, defaultdict) and isinstance(args[0], MethodType)
+        if is_called or not all(map(_is_argument, args)): raise CannotStore(f'a {full_name(cls)} of other objects')
         attributes = getattr(obj, '__dict__', None) or None     # a state dict has versions there
-        return ['value', full_name(cls), *map(self.node, [attributes, *_VALUES[cls][0](obj)])]
+        return ['value', full_name(cls), *map(self.node, [attributes, *args])]
 
     def _instance(self, obj, name, n):
         "Return how to make an object of a class of the training, or how to fill it."
@@ -499,7 +528,6 @@ def _list(reader, *items):
 
 @_kind('dict')
 def _dict(reader, *items):
-    reader.take(3 * _ENTRY)
     yield (new := {})
     for key, value in zip(items[::2], items[1::2], strict=True):
         key, = _keys([reader.build(key)])
@@ -507,7 +535,6 @@ def _dict(reader, *items):
 
 @_kind('set')
 def _set(reader, *items):
-    reader.take(3 * _ENTRY)
     yield (new := set())
     new.update(_keys([*map(reader.build, items)]))
 
@@ -538,15 +565,16 @@ def _class(reader, name): return reader.standing.find(_is(str, name)) or reader.
 @_kind('method')
 def _method(reader, owner, name):
     found = reader.named(owner)
-    is_method = isinstance(getattr(type(found), _is(str, name), None), FunctionType)
-    return getattr(found, name) if is_method else reader.missing(f'{owner}.{name}')
+    is_method = isinstance(inspect.getattr_static(type(found), _is(str, name), None), FunctionType)
+    may_hold = is_method and reader.standing.may_hold(found, (owner, name))
+    return getattr(found, name) if may_hold else reader.missing(f'{owner}.{name}')
 
 @_kind('value')
 def _value(reader, name, *args):
     attributes, *args = map(reader.build, args)     # type: ignore[assignment]
     for arg in args:
         if isinstance(arg, Missing): return arg
-        _require(isinstance(arg, _CALLABLE) or type(arg) in _PLAIN, f'these arguments of {name}')
+        _require(_is_argument(arg), f'these arguments of {name}')
     for arg in args:     # it may copy them
         if type(arg) in (bytes, str, list, tuple, dict): reader.take(len(arg) * (_ENTRY if type(arg) is dict else 8))
     value = _BUILD[name](*args)
@@ -635,8 +663,6 @@ def _set_state(obj, state):
         _require(isinstance(getattr(type(obj), name, None), MemberDescriptorType), f'a slot {name}')
         setattr(obj, name, value)
 
-_ENTRY, _SLACK = 100, 50_000_000     # bytes that an object takes in memory; what is allowed in any case
-
 class Reader:
     "Read what a `Writer` wrote. Names resolve in this object alone: two threads may read at once."
     def __init__(self,
@@ -649,13 +675,13 @@ class Reader:
         self._objects = standing.objects | {name: obj for name, obj in constants if obj is not None} | standing.parts
         self._built:list = []
         self._blocks:dict[tuple, torch.Tensor] = {}
-        self._left = 10 * len(content) + _SLACK
+        self._left = _room_for(len(content))
 
     def read(self):
         "Return the objects, with a `Missing` for each that may not be built; change nothing."
         end = len(self._content) - 8
         text = bytes(self._content[end - int.from_bytes(self._content[end:], 'little'):end])
-        self.take(_ENTRY * (text.count(b'[') + text.count(b'{')))
+        self.take(_memory_for(text))
         return self.build(json.loads(text.decode()))
 
     def fill(self):

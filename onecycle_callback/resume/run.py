@@ -338,6 +338,8 @@ class ResumableRun(OneFitCallback):
             set_model_state(self.learn, self.saved['model'])
             self._data.restore(self._own['data'])
             problems += self._restore_position()
+            for cb in self.learn.cbs:     # which counts the batches of the loader as it is now
+                if isinstance(cb, OneCycle): cb.load_state_dict(cb.state_dict())
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()

@@ -4,6 +4,7 @@
 # best loss that a callback has seen lie elsewhere. An attribute that a training hasn't changed is a *setting*, such as
 # a `patience`: if it is another one when the run resumes, that is what the user wants. Everything else is restored.
 
+import inspect
 import io
 import random
 import weakref
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.core import Callback, TrainEvalCallback, event
 from fastai.callback.hook import Hook, Hooks
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import Pipeline, Transform
@@ -170,6 +171,7 @@ def note_part(
     with suppress(TypeError): weakref.finalize(obj, _took_part).atexit = False     # some allow no weak reference
 
 _ABSENT = object()
+_METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
 
 class ObjectStates:
@@ -195,10 +197,13 @@ class ObjectStates:
         "Return the attributes of an object that may be state, by name."
         obj = self.objects[label]
         if self._saves_itself(obj): return {}
-        skip = {*self.skip.get(label, ())} | (_FASTAIS if isinstance(obj, Callback) else set())
         is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
         attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
-        return {name: value for name, value in attributes.items() if name not in skip}
+        return {name: value for name, value in attributes.items() if name not in self._skipped(label)}
+
+    def _skipped(self, label):
+        "Return the names of the attributes of an object that are never stored."
+        return {*self.skip.get(label, ())} | (_FASTAIS if isinstance(self.objects[label], Callback) else set())
 
     def _begin(self, label):
         "Look at an object as it is at the beginning."
@@ -225,7 +230,7 @@ class ObjectStates:
         attributes, settings, lost = {}, [], []
         for name, value in self._attributes(label).items():
             before, initial = self._initial[label].get(name, (_ABSENT, None))
-            form, now = self._form(value, before)
+            form, now = self._form(value, before) if self._may_set(label, name) else (None, None)
             if now is None: lost.append(name)
             else: attributes[name] = form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
@@ -258,6 +263,9 @@ class ObjectStates:
         missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
         if missing or not all(type(state) is dict for state in states.values()):
             raise Refused(f'a part is missing: {missing}')
+        hiding = [f'{label}.{name}' for label in filter(states.__contains__, self.objects)
+                  for name in states[label].get('attributes', {}) if not self._may_set(label, name)]
+        if hiding: raise Refused(f'{", ".join(hiding)}, which is no state')
         reader.fill()
         done, problems = dict[int, tuple](), list[str]()
         def problem(value):
@@ -265,7 +273,7 @@ class ObjectStates:
             try: return reader.unknown and digest(value, self.standing) and None
             except CannotStore as e: return str(e)
             except Exception: return None     # what stands here and saves itself
-        for label in [label for label in self.objects if label in states]:
+        for label in filter(states.__contains__, self.objects):
             kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
             problems += self._restore_object(label, states[label], problem, done, kept)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
@@ -291,6 +299,13 @@ class ObjectStates:
             was_made_later = kept is None or name not in self._initial[label]
             if was_made_later: vars(obj).pop(name, None)
         return problems
+
+    def _may_set(self, label, name):
+        "Return whether `name` is an attribute for state: hiding a method or an event, it would be called in its place."
+        obj = self.objects[label]
+        is_event = isinstance(obj, Callback) and hasattr(event, name)
+        is_hiding = is_event or isinstance(inspect.getattr_static(type(obj), name, None), _METHODS)
+        return name not in self._skipped(label) and (name in self._initial[label] or not is_hiding)
 
     def _set(self, obj, name, value):
         "Set an attribute; of an object that is no layer, without its own checks of who may set what."
