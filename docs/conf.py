@@ -42,7 +42,8 @@ def breakable(html):
     """Let a line of a table break between the words of a name, as in `three_phase` and `MixUp`, and nowhere else in it.
 
     Only on a phone: elsewhere site.css hides these breaks."""
-    def with_breaks(found): return re.sub(r'(?<=\w[_.=/(,:])(?=[^\W\d])|(?<=[a-z])(?=[A-Z])', '<wbr/>', found[0])
+    between_words = r'(?<=\w[_.=/(,:])(?=[^\W\d])|(?<=[a-zA-Z])(?=[A-Z][a-z])'
+    def with_breaks(found): return re.sub(between_words, '<wbr/>', found[0])
     def in_code(found): return re.sub(r'(?<=<span class="pre">)[^<]+', with_breaks, found[0])
     return re.sub(r'<table.*?</table>', in_code, html, flags=re.S)
 

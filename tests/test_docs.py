@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from docs.api import api_section, import_lines, is_public, members, parameter_table, signature
 from docs.bridge import (
     WARNING, api_sections, code_cell, code_cells, frontmatter, one_header, options, page, shown_name, toctree)
+from docs.conf import breakable
 from docs.links import local_link, markdown
 from docs.pictures import alts, as_png, halves, opened, shrink, shown_width, with_halves
 from docs.readme import readme
@@ -302,3 +303,11 @@ def test_readme_reads_well_where_it_is_read():
     assert len(text.split()) <= 450 and links and all(re.match('https://|#', link) for link in links)
     picture = re.search(r'!\[[^]]{60,}\]\(([^)]+)\)', text)
     assert (ROOT / picture[1]).is_file() and text.index('placeholders') < picture.start() < text.index('```python')
+
+@pytest.mark.parametrize('name, words', [
+    ('TerminateOnNaNCallback', 'Terminate On NaN Callback'), ('CSVLogger', 'CSV Logger'), ('MixUp', 'Mix Up'),
+    ('three_phase', 'three_ phase'), ('learn.no_bar', 'learn. no_ bar'), ('lr', 'lr')])
+def test_a_name_in_a_table_breaks_between_its_words(name, words):
+    html = f'<table><span class="pre">{name}</span></table><span class="pre">{name}</span>'
+    broken, whole = breakable(html).split('</table>')
+    assert broken.partition('>')[2].partition('>')[2].replace('<wbr/>', ' ') == f'{words}</span>' and name in whole
