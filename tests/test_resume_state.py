@@ -256,7 +256,8 @@ class Zone(datetime.tzinfo): pass
 
 @pytest.mark.parametrize('value, what', [
     (partial(nn.MSELoss(), torch.ones(1)), 'functools.partial of other objects'),
-    (datetime.datetime(2026, 1, 1, tzinfo=Zone()), 'datetime.datetime of other objects'), ([{} for _ in range(200_000)], '200,001 small objects')],
+    (datetime.datetime(2026, 1, 1, tzinfo=Zone()), 'datetime.datetime of other objects'),
+    ([{} for _ in range(200_000)], '200,001 small objects')],
     ids=['partial', 'zone', 'many'])
 def test_what_the_reader_would_refuse_is_not_written(value, what):
     with pytest.raises(CannotStore, match=what): dump(value, Standing())
