@@ -148,7 +148,8 @@ def read_state(
         raise refused(path, f'cannot be read: it holds {unknown}, which no checkpoint does')
     found = state.get('format') if type(state) is dict else None
     if found == FILE_FORMAT: return _checked(state, path)
-    if type(found) is str and found.startswith(_FORMAT): raise refused(path, 'was written by another version of onecycle_callback')
+    if type(found) is str and found.startswith(_FORMAT):
+        raise refused(path, 'was written by another version of onecycle_callback')
     raise refused(path, 'is not a checkpoint of a cycle')
 
 def _is_position(n): return type(n) is int and n >= 0
