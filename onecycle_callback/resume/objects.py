@@ -413,7 +413,8 @@ class Writer:
     def _method(self, owner, name):
         method = self.standing.name(owner), name
         if self.learning and method[0]: self.standing.methods.add(method)
-        if not self.standing.may_hold(owner, method): raise CannotStore(f'a method of a {full_name(type(owner))}')
+        if not (method[0] and self.standing.may_hold(owner, method)):
+            raise CannotStore(f'a method of a {full_name(type(owner))}')
         return ['method', *method]
 
     def _generator(self, obj, name):
