@@ -1,6 +1,7 @@
 """What `show_doc` says about a public name, as a section of a page."""
 import inspect
 import re
+from functools import cached_property
 from importlib import import_module
 from textwrap import wrap
 
@@ -17,9 +18,14 @@ def is_public(name):
     cls, _, member = name.rpartition('.')
     return '_' not in (cls[:1], member[0]) and not (cls and hasattr(event, member))
 
+def as_property(obj):
+    "Return a property that keeps its value as an ordinary one, which `show_doc` knows."
+    return property(obj.func) if isinstance(obj, cached_property) else obj
+
 def members(cls):
     "List the documented public methods and properties of `cls`, including those that are patched in."
     def is_documented(value):
+        value = as_property(value)
         function = value.fget if isinstance(value, property) else value
         return inspect.isfunction(function) and function.__doc__
     return [name for name, value in vars(cls).items() if is_public(f'{cls.__name__}.{name}') and is_documented(value)]
@@ -49,6 +55,7 @@ def parameter_table(obj):
 
 def api_section(name, obj, site, known, level):
     "Make a section from what `show_doc` says about `obj`: source, signature, description and parameters."
+    obj = as_property(obj)
     shown, source = show_doc(obj), NbdevLookup().code(name)
     link = f'[source]({source}){{.source-link}}' if source else ''
     table = '' if isinstance(obj, property) else linked(parameter_table(obj))

@@ -334,7 +334,7 @@ class OneCyclePlan:
     @property
     def _n_steps(self): return len(self)     # of the curve
 
-    @property
+    @cached_property
     def curve(self) -> Curve:
         "The LRs and the momentum over a position; a batch moves by 1, unless several make a step of the optimizer."
         # `floor(x + 0.5)`, since `round` would take half a batch to the even neighbour
