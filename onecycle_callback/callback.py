@@ -327,9 +327,11 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def before_train(self):
         "Start the cycle at the first epoch that trains, and move to the first batch of each."
         if self._cycle is None: self.start()
-        else: self._enter_epoch()
+        else: self.enter_epoch()
 
-    def _enter_epoch(self):
+    def enter_epoch(self):
+        "Move to the first batch of this epoch, as long as its loader makes it now, if the cycle has started."
+        if self._cycle is None: return
         learn, n_batch = self.learn, self.n_batch
         length = batches_per_epoch(learn) if n_batch is None else n_batch
         self._cycle.position.enter_epoch(learn.epoch, length, accumulation_for(learn, learn.cbs, n_batch))
@@ -347,7 +349,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         warn_of_moms(self.schedule, learn.opt)
         opt.restore_lr_tensors(self._lrs_before)
         self._cycle = CycleRun(self.plan, opt, self.make_position())
-        self._enter_epoch()
+        self.enter_epoch()
         self._cycle.set_batch(0)     # for those that look before the first batch
         self._share_record()
         if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
@@ -442,7 +444,6 @@ class OneCycle(OneFitCallback, ParamScheduler):
             cycle.position = self.make_position()
         for name, values in state['hps'].items(): cycle.hps[name][:] = values
         cycle.changed.update(state['changed'])
-        self._enter_epoch()     # whose loader may have been restored to another batch size
         cycle.position.load_state_dict(state['position'])
         cycle.moms_before = state['moms_before'] and state['moms_before'][1]
         self._share_record()

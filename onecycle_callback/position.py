@@ -194,9 +194,7 @@ class Position:
         state:dict # From `state_dict`
     ):
         "Go to the position of `state`, in the epoch that was entered."
-        lengths = dict(state['lengths'])
-        self.lengths.clear()     # of this epoch as the loader was when it was entered
-        self.lengths.update(lengths)
+        self.lengths.update(state['lengths'])
         for name, values in state['columns'].items(): self.columns[name][:] = values
         self.step, self.position = state['step'], state['position']
 
@@ -213,7 +211,8 @@ class BatchPosition(Position):
 
     def enter_epoch(self, epoch, n_batch, accumulation=None):
         planned = self.plan.n_batch
-        if n_batch != planned:
+        if n_batch == planned: self.lengths.pop(epoch, None)     # it may be entered again with another length
+        else:
             if not self.lengths:
                 warn_user(f'Epoch {epoch} has {n_batch} batches where {planned} were planned: it takes the same part '
                           'of the cycle, in steps of another size')

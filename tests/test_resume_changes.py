@@ -63,11 +63,11 @@ class BatchSize(Callback):
     def _set(self): self.learn.dls.train.bs = [4, 2, 8, 4, 4][self.epoch]
 
 @pytest.mark.parametrize('event', ['before_epoch', 'after_epoch'])
-@pytest.mark.parametrize('at', [5, 20, 40])
-def test_another_batch_size_in_each_epoch(tmp_path, event, at):
+@pytest.mark.parametrize('every, at', [(7, 5), (7, 20), (7, 40), (None, 20), (None, 40), (None, 44)])
+def test_another_batch_size_in_each_epoch(tmp_path, event, every, at):
     expected = calm(learner, tmp_path, [BatchSize(event)])
-    interrupt(learner(tmp_path), [BatchSize(event)], at)
-    assert_same(results(fit(learner(tmp_path), BatchSize(event))), expected)
+    interrupt(learner(tmp_path), [BatchSize(event)], at, every=every)
+    assert_same(results(fit(learner(tmp_path), BatchSize(event), every=every)), expected)
 
 def test_a_callback_that_is_added_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r'does not hold MixUp \(added during the fit\)'):

@@ -269,8 +269,8 @@ class ResumableRun(OneFitCallback):
         is_last = learn.epoch + 1 == self.epochs.stop
         is_in_order = event == 'after_epoch' or event == 'after_batch' and learn.training
         self.state = STOPPING
-        stoppers = [cb] if isinstance(cb,
-                                      _COMPLETE_THE_CYCLE) or not is_in_order else [cb, *self._finish_event(cb, event)]
+        is_for_good = isinstance(cb, _COMPLETE_THE_CYCLE)
+        stoppers = [cb] if is_for_good or not is_in_order else [cb, *self._finish_event(cb, event)]
         self.state = COMPLETE
         if any(isinstance(stopper, _COMPLETE_THE_CYCLE) for stopper in stoppers):
             self._status = f'complete, ended early in epoch {learn.epoch}'
@@ -338,8 +338,8 @@ class ResumableRun(OneFitCallback):
             set_model_state(self.learn, self.saved['model'])
             self._data.restore(self._own['data'])
             problems += self._restore_position()
-            for cb in self.learn.cbs:     # which counts the batches of the loader as it is now
-                if isinstance(cb, OneCycle): cb.load_state_dict(cb.state_dict())
+            for cb in self.learn.cbs:
+                if isinstance(cb, OneCycle): cb.enter_epoch()     # as long as its loader makes it now
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
