@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from .objects import Refused, Standing, Writer, load
+from .objects import ITSELF, Refused, Standing, Writer, load
 
 try: from fcntl import F_FULLFSYNC, fcntl     # type: ignore[attr-defined]     # macOS
 except ImportError: F_FULLFSYNC = None
@@ -171,13 +171,12 @@ def _is_fingerprint(work):
 RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
 POSITION = 'n_taken', 'began', 'told'
 
-_CELL = str, int, float, bool, type(None)
 _PARTS = dict(     # what a state holds, and when each part is one
     format=str.__instancecheck__, work=_is_fingerprint,
     status=lambda s: type(s) is str and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', s),
     epoch=_is_position, done=_is_position, train_iter=_is_position, pct_train=lambda x: type(x) is float,
     lost=_is_texts, logs=lambda sizes: type(sizes) is list and all(map(_is_position, sizes)),
-    rows=lambda rows: type(rows) is list and all(type(row) is list and all(type(cell) in _CELL for cell in row)
+    rows=lambda rows: type(rows) is list and all(type(row) is list and all(type(cell) in ITSELF for cell in row)
                                                  for row in rows),
     processes=lambda ps: type(ps) is list and ps and all(map(_is_process, ps)), model=lambda m: type(m) is dict)
 
@@ -186,7 +185,7 @@ def _checked(state, path):
     for name, is_one in _PARTS.items():
         if name not in state: raise refused(path, f'lacks {name!r}, a part of each checkpoint')
         if not is_one(value := state[name]):
-            shown = str(value)[:60] if isinstance(value, _CELL) else f'a {type(value).__name__}'
+            shown = str(value)[:60] if type(value) in ITSELF else f'a {type(value).__name__}'
             raise refused(path, f'has an unusable {name!r}: {shown}')
     return state
 

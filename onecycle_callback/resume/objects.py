@@ -74,7 +74,7 @@ def has_state_dict(
 # out, or is given something that lies in the file already
 
 _FUNCTIONS = FunctionType, BuiltinFunctionType, np.ufunc
-_CALLABLE = type, MethodType, partial, *_FUNCTIONS
+_CALLABLE = type, partial, *_FUNCTIONS     # a method would be called with what the file wants
 _CONSTANTS = torch.dtype, torch.layout, torch.memory_format
 _PLAIN = {int, float, bool, str, bytes, tuple, list, dict, type(None), datetime.timedelta, datetime.timezone}
 
@@ -88,9 +88,8 @@ def _is(cls, arg):
 
 def _numbers(values): return tuple(_is(int, n) for n in values)
 
-def _function(f):
-    "Return `f` if it is a function or a class; a method would be called with what the file wants."
-    _require(isinstance(f, (type, partial, *_FUNCTIONS)), 'this instead of a function')
+def _callable(f):
+    _require(isinstance(f, _CALLABLE), 'this instead of a function')
     return f
 
 def _constant(name):
@@ -119,9 +118,9 @@ _VALUES:dict[type, tuple[Callable, Callable]] = {
     OrderedDict: (lambda d: (dict(d),), lambda d: OrderedDict(_is(dict, d))),
     Counter: (lambda c: (dict(c),), lambda d: Counter(_is(dict, d))),
     defaultdict: (lambda d: (d.default_factory, dict(d)),
-                  lambda make, d: defaultdict(make and _function(make), _is(dict, d))),
+                  lambda make, d: defaultdict(make and _callable(make), _is(dict, d))),
     partial: (lambda p: (p.func, p.args, p.keywords),
-              lambda f, args, keywords: partial(_function(f), *_is(tuple, args), **_is(dict, keywords))),
+              lambda f, args, keywords: partial(_callable(f), *_is(tuple, args), **_is(dict, keywords))),
     **{kind: (lambda d: d.__reduce__()[1], kind) for kind in (datetime.datetime, datetime.date, datetime.time,
                                                               datetime.timedelta, datetime.timezone)},
     Decimal: (lambda d: (str(d),), lambda text: Decimal(_is(str, text))),
@@ -293,7 +292,7 @@ def _marks(value, bits):
 
 # Writing
 
-_ITSELF = {str, int, float, bool, type(None)}
+ITSELF = {str, int, float, bool, type(None)}     # what is written as it is
 # What of a data loader or a sampler is the data, or is made anew
 _LOADERS = DataLoaders, DataLoader, torch.utils.data.DataLoader, torch.utils.data.Sampler
 THE_DATA = {'dataset', 'data_source', 'it', '_iterator', '_types', '_DataLoader__idxs'}
@@ -339,7 +338,7 @@ class Writer:
         obj # Any object
     ): # What JSON knows
         "Return what to write for `obj`."
-        if type(obj) in _ITSELF: return obj
+        if type(obj) in ITSELF: return obj
         if id(obj) in self._seen: return ['again', self._seen[id(obj)]]
         n = next(self._count)
         if type(obj) in (list, dict, set): self._seen[id(obj)] = n     # what may hold itself
@@ -427,8 +426,7 @@ class Writer:
         cls = next((cls for cls in (np.dtype, np.generic) if isinstance(obj, cls)), type(obj))
         if cls not in _VALUES: return None
         args = _VALUES[cls][0](obj)
-        is_called = cls in (partial, defaultdict) and isinstance(args[0], MethodType)
-        if is_called or not all(map(_is_argument, args)): raise CannotStore(f'a {full_name(cls)} of other objects')
+        if not all(map(_is_argument, args)): raise CannotStore(f'a {full_name(cls)} of other objects')
         attributes = getattr(obj, '__dict__', None) or None     # a state dict has versions there
         return ['value', full_name(cls), *map(self.node, [attributes, *args])]
 
@@ -691,7 +689,7 @@ class Reader:
 
     def build(self, node):
         "Return the object that a node stands for."
-        if type(node) in _ITSELF: return node
+        if type(node) in ITSELF: return node
         (kind, *args), n = _is(list, node), len(self._built)
         node.clear()     # so that the text and the objects aren't both there
         if kind == 'again': return self._built[_is(int, *args)]

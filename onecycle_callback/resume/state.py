@@ -182,7 +182,9 @@ class ObjectStates:
         skip=None, # The attributes to leave out, by the name of the object
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
-        self.objects, self.skip, self.by_attributes = objects, skip or {}, by_attributes
+        self.objects, self.by_attributes = objects, by_attributes
+        self._skip = {label: {*(skip or {}).get(label, ())} | (_FASTAIS if isinstance(obj, Callback) else set())
+                      for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if has_taken_part(obj)}
         self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
@@ -199,11 +201,7 @@ class ObjectStates:
         if self._saves_itself(obj): return {}
         is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
         attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
-        return {name: value for name, value in attributes.items() if name not in self._skipped(label)}
-
-    def _skipped(self, label):
-        "Return the names of the attributes of an object that are never stored."
-        return {*self.skip.get(label, ())} | (_FASTAIS if isinstance(self.objects[label], Callback) else set())
+        return {name: value for name, value in attributes.items() if name not in self._skip[label]}
 
     def _begin(self, label):
         "Look at an object as it is at the beginning."
@@ -227,15 +225,15 @@ class ObjectStates:
             state, now = self._form(self.objects[label].state_dict())
             if now is None: self.lost.add(f'{label}.state_dict')
             return {} if now is None else dict(whole=state)
-        attributes, settings, lost = {}, [], []
-        for name, value in self._attributes(label).items():
+        current, attributes, settings, lost = self._attributes(label), {}, [], []
+        for name, value in current.items():
             before, initial = self._initial[label].get(name, (_ABSENT, None))
             form, now = self._form(value, before) if self._may_set(label, name) else (None, None)
             if now is None: lost.append(name)
             else: attributes[name] = form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
             if now is not None and now == initial and not now[1]: settings.append(name)
-        made = {name for name, value in self._attributes(label).items() if self._was_made(label, name, value)}
+        made = {name for name, value in current.items() if self._was_made(label, name, value)}
         if any(f'{label}.{name}' in self.lost for name in made & {*lost}):
             # with half of them, such as a head without its optimizer, no training goes on, so all start over
             attributes = {name: value for name, value in attributes.items() if name not in made}
@@ -303,9 +301,9 @@ class ObjectStates:
     def _may_set(self, label, name):
         "Return whether `name` is an attribute for state: hiding a method or an event, it would be called in its place."
         obj = self.objects[label]
-        is_event = isinstance(obj, Callback) and hasattr(event, name)
-        is_hiding = is_event or isinstance(inspect.getattr_static(type(obj), name, None), _METHODS)
-        return name not in self._skipped(label) and (name in self._initial[label] or not is_hiding)
+        if name in self._initial[label]: return True
+        if name in self._skip[label] or isinstance(obj, Callback) and hasattr(event, name): return False
+        return not isinstance(inspect.getattr_static(type(obj), name, None), _METHODS)
 
     def _set(self, obj, name, value):
         "Set an attribute; of an object that is no layer, without its own checks of who may set what."
@@ -367,9 +365,7 @@ def object_states(
 ) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
-    callbacks = sorted(callbacks, key=lambda cb: not isinstance(cb,
-                                                                # It starts the record that others look at
-                                                                OneCycle))
+    callbacks.sort(key=lambda cb: not isinstance(cb, OneCycle))     # it starts the record that others look at
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()
