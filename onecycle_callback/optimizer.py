@@ -20,6 +20,10 @@ def _direct(opt):
     is_alike = all(group.keys() == first.keys() for group in others)
     return (opt.opt, attrgetter('param_groups')) if is_alike else (None, None)
 
+def _into(old, new):
+    "Return `new`, in the tensor `old` if that is one: a compiled step reads the tensor that it has seen."
+    return old.fill_(new) if isinstance(old, torch.Tensor) else new
+
 class OptAdapter:
     """LR and momentum of the parameter groups of `opt`.
 
@@ -54,11 +58,19 @@ class OptAdapter:
         "The LR of each group: a float, or the tensor that holds it."
         return [g['lr'] for g in self.groups]
 
+    def _held_moms(self):
+        if self._mom_index is None: return [g.get(self._mom_key) for g in self.groups]
+        return [g[self._mom_key][self._mom_index] for g in self.groups]
+
     @property
     def moms(self) -> list:
         "The momentum of each group, `None` where a group has none."
-        if self._mom_index is None: return [g.get(self._mom_key) for g in self.groups]
-        return [g[self._mom_key][self._mom_index] for g in self.groups]
+        return [mom.item() if isinstance(mom, torch.Tensor) else mom for mom in self._held_moms()]
+
+    @property
+    def has_tensors(self) -> bool:
+        "Whether tensors hold LRs or momentums, as compiled steps need them."
+        return any(isinstance(value, torch.Tensor) for value in (*self.lrs, *self._held_moms()))
 
     def set_moms(self,
         moms:list # One momentum per group, `None` where it had none
@@ -68,8 +80,9 @@ class OptAdapter:
             some = next(mom for mom in moms if mom is not None)
             return self.opt.set_hyper('mom', [some if mom is None else mom for mom in moms])
         for g, mom in zip(self.groups, moms):
-            if self._mom_index is None: g[self._mom_key] = mom
-            else: g[self._mom_key] = tuple(mom if i == self._mom_index else b for i, b in enumerate(g[self._mom_key]))
+            key, index = self._mom_key, self._mom_index
+            if index is None: g[key] = _into(g.get(key), mom)
+            else: g[key] = tuple(_into(old, mom) if i == index else old for i, old in enumerate(g[key]))
 
     def writer(self,
         with_mom:bool # Whether to set momentum too
@@ -96,19 +109,18 @@ class OptAdapter:
 
         def general(lrs, mom):
             for g, lr in zip(groups(holder), lrs):
-                if isinstance(g['lr'], torch.Tensor): g['lr'].fill_(lr)
-                else: g['lr'] = lr
+                g['lr'] = _into(g['lr'], lr)
             if with_mom: self.set_moms([mom] * len(lrs))
 
         if holder is None: return as_fastai
-        if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return general
+        if self.has_tensors: return general
         if not with_mom: return lr_only
         if self._mom_index is None: return plain
         return pair if self._mom_index == 0 and len(self.groups[0][key]) == 2 else general
 
     def reader(self,
         with_mom:bool # Whether to read momentum too
-    ): # `read()` returns the LR of each group and the momentum of the last; `None` for LRs that are tensors
+    ): # `read()` returns the LR of each group and the momentum of the last; `None` for tensors
         "Return the function that reads what `writer` writes."
         opt, holder, groups, key, index = self.opt, self._holder, self._groups, self._mom_key, self._mom_index
         lr = itemgetter('lr')
@@ -122,7 +134,7 @@ class OptAdapter:
             return [*map(lr, now)], mom(now[-1])
 
         if holder is None: return as_fastai
-        if any(isinstance(lr, torch.Tensor) for lr in self.lrs): return None     # on a GPU, to read one is to wait
+        if self.has_tensors: return None     # on a GPU, to read one is to wait
         mom = itemgetter(key) if with_mom and index is None else lambda g: g[key][index] if with_mom else None
         return direct
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from fastai.basics import Adam, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial
+from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, OptimWrapper, SGD, partial
 from fastai.optimizer import Lamb, Larc, Lookahead, QHAdam, RAdam, RMSProp, ranger
 
 import onecycle_callback  # noqa: F401
@@ -125,6 +125,29 @@ def test_a_tensor_lr_that_two_groups_share():
     for g in learn.opt.opt.param_groups: g['lr'] = shared
     learn.fit_one_cycle(1, HIGHS, cbs=spy)
     assert spy.seen_lrs == learn.recorder.plan.lrs.astype('float32').tolist()
+
+@pytest.mark.parametrize('n_groups', [1, 2])
+@pytest.mark.parametrize('name', ['Adam', 'AdamW'])
+def test_a_compiled_step_is_compiled_once(name, n_groups):
+    "What changes per batch lies in tensors: those of the LR, and of the momentum that a cycle moves too."
+    learn = torch_learner(name, n_groups)
+    learn.create_opt()
+    for g in learn.opt.opt.param_groups: g.update(lr=torch.tensor(.5), betas=(torch.tensor(.8), torch.tensor(.99)))
+    opt, seen, n_graphs = learn.opt.opt, [], []
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    opt.step = torch.compile(opt.step, backend='eager')
+    class Look(Callback):
+        def after_step(self):
+            n_graphs.append(counters['stats']['unique_graphs'])
+            seen.append(([g['lr'].item() for g in opt.param_groups], [g['betas'][0].item() for g in opt.param_groups]))
+    learn.fit_one_cycle(2, HIGHS, cbs=Look())
+    plan = learn.recorder.plan
+    lrs, moms = plan.lrs.astype('float32').tolist(), plan.moms.astype('float32').tolist()
+    assert n_graphs == [1] * 24 and seen == [(lr, [mom] * n_groups) for lr, mom in zip(lrs, moms)]
+    assert learn.recorder.hps['mom'] == plan.moms.tolist()
+    for g in opt.param_groups: assert [*map(float, g['betas'])] == pytest.approx([.8, .99])
 
 def test_frozen_groups_and_groups_of_their_own_decay():
     learn, spy = learner(n_groups=3), Spy()
