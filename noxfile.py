@@ -71,6 +71,14 @@ def elsewhere(session):
                 *session.posargs, env=dict(PYTHONPATH='.'))
 
 
+@nox.session(venv_backend='none')
+def gpu(session):
+    "Run the tests that need a GPU, and the quick ones with the training of each Learner on it."
+    session.run(sys.executable, '-m', 'pytest', '-rs', 'tests/test_gpu.py', *session.posargs)
+    session.run(sys.executable, '-m', 'pytest', '-m', 'not slow', '-p', 'tests.support.on_gpu', '-rs',
+                '--ignore=tests/test_gpu.py', *session.posargs, env=dict(PYTHONPATH='.'))
+
+
 @nox.session(python='3.11')
 def all_cases(session):
     "Run all cases of each matrix; `pytest` runs as many as tests/support/pairs.py chooses."

@@ -23,6 +23,9 @@ SITUATIONS = {'1,000 recorded batches': dict(n_recorded=1_000), '10,000 recorded
               '100,000 recorded batches': dict(n_recorded=100_000), '300 MB of weights': dict(megabytes=300),
               'a constant of 200 MB': dict(constant=200), 'all of it': dict(n_recorded=100_000, megabytes=300, constant=200)}
 
+# 2 GB, where there is a GPU
+ON_A_GPU = {'2 GB of weights on the GPU': dict(megabytes=2000, device='cuda')} if torch.cuda.is_available() else {}
+
 class Wide(nn.Module):
     "A model with many weights of which one batch needs few."
     def __init__(self, megabytes):
@@ -53,10 +56,10 @@ class After(Callback):
     def after_epoch(self):
         if self.event == 'epoch': self.f()
 
-def learner(folder, megabytes):
+def learner(folder, megabytes, device):
     set_seed(0)
     dl = DataLoader(list(zip(torch.randn(8, 8), torch.randn(8, 1))), bs=8)
-    return Learner(DataLoaders(dl, dl, device='cpu'), Wide(megabytes), loss_func=nn.MSELoss(), opt_func=SGD, path=folder)
+    return Learner(DataLoaders(dl, dl, device=device), Wide(megabytes), loss_func=nn.MSELoss(), opt_func=SGD, path=folder)
 
 def timed(f):
     begin = time.perf_counter()
@@ -65,10 +68,11 @@ def timed(f):
 
 def train(times, name, event, every, folder, sizes, rounds, after=None):
     "Train a cycle of `rounds` epochs of one batch, and note under `name` how long its saves after each `event` take."
-    learn, teacher, begin = learner(folder, sizes.get('megabytes', 0)), Teacher(sizes.get('constant', 0)), 0.
+    learn, teacher, begin = learner(folder, sizes.get('megabytes', 0), sizes.get('device', 'cpu')), Teacher(sizes.get('constant', 0)), 0.
     def start():
         nonlocal begin
         gc.collect()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
         begin = time.perf_counter()
     def stop():
         times[name].append(time.perf_counter() - begin)
@@ -101,7 +105,7 @@ def measure(rounds, **sizes):
 def costs(rounds=6):
     "Return the table."
     torch.set_num_threads(1)
-    table = pd.DataFrame({name: measure(rounds, **sizes) for name, sizes in SITUATIONS.items()}).T
+    table = pd.DataFrame({name: measure(rounds, **sizes) for name, sizes in (SITUATIONS | ON_A_GPU).items()}).T
     table.insert(3, 'save / torch.save', table['save'] / table['torch.save'])
     table.insert(4, 'save / flushed', table['save'] / table['flushed'])
     table.insert(7, 'stands still / copy', table['stands still'] / table['copy'])

@@ -15,6 +15,8 @@ except ModuleNotFoundError as e:
     missing = "training in several processes needs accelerate: pip install 'onecycle_callback[distributed]'"
     raise ModuleNotFoundError(missing, name='accelerate') from e
 
+import fastai.distributed     # it gives a `Learner` its `distrib_ctx`
+
 from .fastai_internals import replace_broadcast
 
 # %% ../nbs/07_distributed.ipynb #3505368a

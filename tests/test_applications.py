@@ -49,6 +49,7 @@ def test_a_cycle(make, tmp_path):
 
 @every
 @unsafe
+@pytest.mark.cpu     # where `load_learner` puts it
 def test_fine_tune_and_export(make, tmp_path):
     (learn, items), spy = make(tmp_path), Both()
     frozen = learn.preview_one_cycle(2, slice(2e-3), pct_start=.99, final_div=1e5)

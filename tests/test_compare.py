@@ -71,7 +71,8 @@ def learner(path='.', opt_func=Adam, cbs=None, trained=False):
                     cbs=[Averaged(), *L(cbs)])
     if trained:
         learn.fit_one_cycle(1, .02)
-        learn.loss_func(learn.model(torch.ones(2, 3)), torch.ones(2, 1)).backward()
+        ones = next(model.parameters()).new_ones
+        learn.loss_func(model(ones(2, 3)), ones(2, 1)).backward()
     return learn
 
 # What there is of a Learner, to the last bit

@@ -110,6 +110,7 @@ def test_weights_in_bfloat16(opt):
     assert all(a.dtype == torch.bfloat16 and not torch.equal(a, b) for a, b in zip(weights(learn), before))
 
 @row('autocast to bfloat16 on the CPU', WORKS)
+@pytest.mark.cpu
 def test_autocast_on_the_cpu():
     seen = []
     class Auto(MixedPrecision):

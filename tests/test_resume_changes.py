@@ -126,7 +126,7 @@ class Head(Callback):
     def after_pred(self):
         if not self.training: return
         if self.head is None:
-            self.head = nn.Linear(2, 1)
+            self.head = nn.Linear(2, 1).to(self.pred.device)
             self.own_opt = self.opt_func(self.head.parameters())
         loss = (self.head(self.pred.detach()) - 1).pow(2).mean()
         loss.backward()

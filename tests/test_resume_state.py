@@ -341,7 +341,7 @@ class Curriculum(Callback):
     "Train with another loss from epoch 1 on; a new object, or one that stands there."
     def __init__(self, new): self.other = new
     def before_epoch(self):
-        if self.epoch == 1: self.learn.loss_func = self.other or Weighted().requires_grad_(False)
+        if self.epoch == 1: self.learn.loss_func = self.other or Weighted().requires_grad_(False).to(self.dls.device)
 
 @PLACES
 @pytest.mark.parametrize('other', [None, F.cross_entropy, MSELossFlat],

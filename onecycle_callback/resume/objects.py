@@ -201,6 +201,7 @@ class Standing:
         self.parts, self.packed = self._parts(), dict[int, tuple]()     # lists of floats and their bytes, by id
         self.part_names = {id(obj): name for name, obj in self.parts.items()}
         self.storages = {t.untyped_storage().data_ptr(): name for name, t in self.parts.items() if _has_storage(t)}
+        self.device = next((t.device for t in self.parts.values() if isinstance(t, torch.Tensor)), torch.device('cpu'))
 
     def name(self, obj): return self.part_names.get(id(obj)) or self.names.get(id(obj))
 
@@ -612,7 +613,7 @@ def _tensor(reader, name, block, dtype, size, stride, offset, device='cpu', cls=
     if isinstance(old, torch.Tensor) and (old.shape, old.dtype, old.layout) == (t.shape, t.dtype, t.layout):
         reader.fills.append(lambda: old.detach().copy_(t))
         return old
-    if type(block) is list and where.type != 'cpu' and torch.get_device_module(where).is_available(): t = t.to(where)
+    if type(block) is list and where.type != 'cpu': t = t.to(reader.standing.device)     # it may train elsewhere now
     if cls is nn.Parameter: return nn.Parameter(t, requires_grad)
     return reader.as_class(t, cls).requires_grad_(requires_grad)
 
