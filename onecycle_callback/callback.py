@@ -97,7 +97,7 @@ def plan_for(
     parts:tuple = replace(schedule, max_lr=max_lr, moms=moms), *size
     kind, accumulation = OneCyclePlan, accumulation_for(learn, cbs, n_batch)
     if minutes is not None: kind, parts = TimedPlan, (*parts, minutes)
-    elif accumulation is not None and accumulation.takes_several: kind, parts = SteppedPlan, (*parts, accumulation)
+    elif accumulation is not None: kind, parts = SteppedPlan, (*parts, accumulation)
     # Making one checks a user's own curve at a thousand positions
     if type(known) is kind and parts == tuple(getattr(known, f.name) for f in fields(known)): return known
     return kind(*parts)
@@ -339,8 +339,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def make_position(self) -> Position:
         "Return what tells where in the plan the batches of this fit are."
         plan = self.plan
-        is_batch_a_step = plan.curve.end + 1 == len(plan)
-        return BatchPosition(plan) if is_batch_a_step else StepPosition(plan, _accumulating(self.learn.cbs))
+        return BatchPosition(plan) if plan.accumulation is None else StepPosition(plan, _accumulating(self.learn.cbs))
 
     def start(self):
         "Make the plan, set its first values on the optimizer and start the record."

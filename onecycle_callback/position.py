@@ -31,11 +31,6 @@ class Accumulation:
     last:int # Samples in the last batch of an epoch
 
     @property
-    def takes_several(self) -> bool:
-        "Whether there are more batches than steps."
-        return self.n_acc > self.last
-
-    @property
     def per_step(self) -> int:
         "Batches of the usual size that make a step."
         return max(-(-self.n_acc // self.bs), 1)
@@ -161,7 +156,7 @@ class Position:
         self.plan, self.accumulating = plan, accumulating
         self.lengths:dict[int, int] = {}     # the epochs whose length isn't the planned one
         self.columns:dict[str, list] = {}    # what the record says of each batch beside its number
-        self.step, self.position = 0, 0.     # of the batch, if there are columns
+        self.step, self.position = 0, 0.     # how many were made, and where the batch is, if there are columns
 
     def enter_epoch(self,
         epoch:int, # Its number
@@ -180,6 +175,9 @@ class Position:
         is_step:bool # Whether the optimizer has made a step with it
     ):
         "Add a row to `columns` for the batch that is recorded."
+        self.columns['position'].append(self.position)
+        if 'step' in self.columns: self.columns['step'].append(self.step)
+        self.step += is_step
 
     def _rows_at(self, positions):
         "Return what batches at `positions` on the curve train with, as Python floats."
@@ -244,8 +242,9 @@ class StepPosition(BatchPosition):
 
     def enter_epoch(self, epoch, n_batch, accumulation=None):
         super().enter_epoch(epoch, n_batch)
-        if accumulation != self._accumulation:
+        if accumulation not in (None, self._accumulation):
             self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
+        if not self.columns['step']: self.step = int(self._steps.before(self._before))     # a fit may start later
 
     def row(self, i):
         if self._row is None or self.accumulating.count == 0:
@@ -256,18 +255,14 @@ class StepPosition(BatchPosition):
     def _locate(self, batch):
         "Find the step that is accumulated for from `batch` on."
         steps, end = self._steps, self.plan.curve.end
-        self.step = int(steps.before(batch))
-        if batch == 0 or steps.before(batch - 1) < self.step: n_left = steps.total - self.step     # as expected
+        step = int(steps.before(batch))
+        if batch == 0 or steps.before(batch - 1) < step: n_left = steps.total - step     # as expected
         else:
             epoch, i = divmod(batch, steps.n_batch)
             n_left = Steps(self._accumulation, self.plan.n_epoch - epoch, i).total
         # Measured by all the steps that there will be, so that the last one is at the end
-        last = max(self.step + n_left, self.step + 1) - 1
-        self.position = self.step if last == end else self.step * end / max(last, 1)
-
-    def note(self, is_step):
-        self.columns['step'].append(self.step)
-        self.columns['position'].append(self.position)
+        last = step + max(n_left, 1) - 1
+        self.position = step if last == end else step * end / max(last, 1)
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
@@ -295,6 +290,7 @@ class Pace:
         return self.seconds / self.n if self.n else 0.
 
 SYNC_SECONDS, SYNC_BATCHES, MOST_AHEAD = 0.5, 16, 512
+N_SLOW = 3     # batches that start workers, compile and tune, and say little of the others
 
 class TimePosition(Position):
     """Move by the fraction of the work that is left: a batch is one of as many as fit into the rest of the budget.
@@ -385,8 +381,7 @@ class TimePosition(Position):
         n_in_epoch = 0 if starts_epoch else self.n_in_epoch
         is_last = self._is_last(now, pace, 0) if starts_epoch else self.is_last
         left = self._left(now, pace, n_in_epoch, is_last)
-        # The first batch starts workers, and says little of the others, and nothing of a validation
-        if self.n == 1 and self.budget - now > 1.5 * pace: left = inf
+        if self.n <= N_SLOW and self.budget - now > 1.5 * pace: left = inf
         n_ahead = min(SYNC_SECONDS / pace, left / 4, MOST_AHEAD if self._is_alone else SYNC_BATCHES)
         return now, pace, left, max(int(n_ahead), 1), is_last
 
@@ -399,7 +394,7 @@ class TimePosition(Position):
             if ended is None: ended, self.n_batch = self._cancelled(now), (self.n_batch + self.n_in_epoch) / 2
             else: self.n_batch = self.plan.n_batch
             self.gaps = [*self.gaps[-2:], now - ended]
-        if self.n > 1: self.pace.add(self.k, ended - self.used)
+        if self.n > N_SLOW: self.pace.add(self.k, ended - self.used)
 
     def _cancelled(self, now):
         "Return when the last batch of an epoch that was cancelled may have ended."
@@ -446,12 +441,8 @@ class TimePosition(Position):
         return self._row
 
     def note(self, is_step):
-        columns = self.columns
-        columns['minute'].append((self.used + self.k * self.seconds) / 60)     # by the reckoning of all processes
-        columns['position'].append(self.position)
-        if self.accumulating is None: return
-        columns['step'].append(self.step)
-        self.step += is_step
+        self.columns['minute'].append((self.used + self.k * self.seconds) / 60)     # by the reckoning of all processes
+        super().note(is_step)
 
     def state_dict(self):
         state = super().state_dict() | {name: getattr(self, name) for name in self._STATE}

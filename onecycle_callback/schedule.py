@@ -325,6 +325,7 @@ class OneCyclePlan:
     def __len__(self): return self.n_epoch * self.n_batch
 
     unit = 'batch'   # What `at` takes, and pictures are drawn over
+    accumulation = None   # How batches become steps, if each isn't one
 
     @property
     def length(self) -> dict:

@@ -63,14 +63,16 @@ def largest_step(learn, anneal):
     return abs(np.diff(lrs)).max() / abs(np.diff(OneCycleSchedule(.1, anneal=anneal).plan(1, len(lrs)).lrs[:, 0])).max()
 
 class Slow(Callback):
-    "Start slowly: so many seconds before the first batch begins, and so many more in it."
+    "Start slowly: so many seconds before the first batch begins, and so many more in each of the first ones."
     order = -6
-    def __init__(self, time, before, within): self.tell, self.before, self.within = lambda: time, before, within
+    def __init__(self, time, before, *within): self.tell, self.before, self.within = lambda: time, before, within
     def before_train(self): self.tell().now += self.before if self.epoch == 0 else 0
-    def after_batch(self): self.tell().now += self.within if self.training and self.train_iter == 1 else 0
+    def after_batch(self):
+        if self.training and self.train_iter <= len(self.within): self.tell().now += self.within[self.train_iter - 1]
 
 TIMES = dict(
-    plain={}, slow_start=dict(slow=(20, 0)), slow_first_batch=dict(slow=(0, 10)), long_validations=dict(valid=25),
+    plain={}, slow_start=dict(slow=(20, 0)), slow_first_batch=dict(slow=(0, 10)),
+    two_that_compile=dict(slow=(0, 120, 120)), three_that_compile=dict(slow=(20, 60, 20, 40)), long_validations=dict(valid=25),
     half_of_the_time=dict(valid=50), pace_doubles=dict(pace=lambda now: 1 + (now > 200)),
     pace_halves=dict(pace=lambda now: 1 - .5 * (now > 200)), stall=dict(stalls={200: 60}),
     early_stall=dict(stalls={20: 60}), late_stall=dict(stalls={400: 60}),
@@ -80,7 +82,7 @@ TIMES = dict(
 @pytest.mark.parametrize('anneal', ['cos', 'linear'])
 @pytest.mark.parametrize('case', TIMES)
 def test_one_smooth_curve(time, case, anneal):
-    what = dict(slow=(1, 0), pace=lambda now: 1, valid=5) | TIMES[case]
+    what = dict(slow=(1,), pace=lambda now: 1, valid=5) | TIMES[case]
     before, pace = what.pop('slow'), what.pop('pace')
     class Varies(Passes):
         order = -5

@@ -128,6 +128,15 @@ def test_steps_go_on_where_epochs_are_cut_short_or_change():
     peak = int(np.argmax(lrs))
     assert sorted(lrs[:peak]) == lrs[:peak] and sorted(lrs[peak:], reverse=True) == lrs[peak:]
 
+@changing
+@pytest.mark.parametrize('sizes', [(8, 4, 2), (2, 4, 8), (4, 8, 4), (1, 16, 1), (4, 4, 3)], ids=str)
+@pytest.mark.parametrize('n_acc', [8, 10, 24])
+def test_the_record_counts_the_steps_that_were_made(n_acc, sizes):
+    learn, seen = learner(), OfEachStep()
+    learn.fit_one_cycle(3, .1, cbs=[Sizes(*sizes), CutShort({1: 2}), GradientAccumulation(n_acc), seen])
+    steps = [step for step, lrs in enumerate(seen.lrs) for _ in lrs]
+    assert learn.recorder.to_frame().step.tolist() == steps and steps[-1] > 1
+
 # The record holds every batch that was trained
 
 class Stops(Callback):
