@@ -339,7 +339,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def make_position(self) -> Position:
         "Return what tells where in the plan the batches of this fit are."
         plan = self.plan
-        return BatchPosition(plan) if plan.accumulation is None else StepPosition(plan, _accumulating(self.learn.cbs))
+        return BatchPosition(plan) if plan.steps is None else StepPosition(plan, _accumulating(self.learn.cbs))
 
     def start(self):
         "Make the plan, set its first values on the optimizer and start the record."

@@ -180,7 +180,7 @@ def _call(learn, cycle_len, max_lr, checkpoint=None, **arguments):
         own.bind(cycle_len, max_lr, **arguments)
     return partial(learn.fit_one_cycle, cycle_len, max_lr, **arguments)
 
-def _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, **both):
+def _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div, **both):
     "Return the arguments of `fit_one_cycle` for each cycle of `fine_tune` that trains, `frozen` and `whole`."
     check_whole('epochs', epochs, Bounds(ge=0))
     check_whole('freeze_epochs', freeze_epochs, Bounds(ge=0))
@@ -192,7 +192,7 @@ def _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, **
         raise ValueError('three_phase must be False with freeze_epochs, whose cycle rises almost to its end, got '
                          f'{both["three_phase"]!r}')
     if 'cbs' in both: both['cbs'] = L(both['cbs'])   # a generator would be used up by the first cycle
-    high = base_lr / 2
+    both['final_div'], high = final_div, base_lr / 2
     calls = dict(frozen=dict(cycle_len=freeze_epochs, max_lr=slice(base_lr), pct_start=0.99, **both),
                  whole=dict(cycle_len=epochs, max_lr=slice(high / lr_mult, high), pct_start=pct_start, div_factor=div,
                             **both))
@@ -289,7 +289,7 @@ def fine_tune(self:Learner,
                     div=div)
         checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
-    calls = _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div=final_div, **kwargs)
+    calls = _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div, **kwargs)
     for name, call in calls.items():
         call['checkpoint'] = first if name == 'frozen' else checkpoint
         validated(self, **call)
@@ -316,9 +316,12 @@ def preview_fine_tune(self:Learner,
     """Return the values that `fine_tune` with the same arguments would train with, batch by batch.
 
     Nothing is trained or changed. Raises the errors that `fine_tune` would raise for these arguments."""
-    params = signature(type(self).preview_fine_tune).parameters.values()
-    defaults = {p.name: p.default for p in params if p.default is not p.empty}
-    calls = _fine_tune_calls(**defaults | _without_own(self, arguments)[0])
+    names, params = signature(_fine_tune_calls).parameters, signature(Learner.fine_tune).parameters.values()
+    defaults = {p.name: p.default for p in params if p.name in names and p.default is not p.empty}
+    arguments, own = _without_own(self, arguments)
+    calls = _fine_tune_calls(**defaults | arguments)
     if not calls: raise ValueError('epochs or freeze_epochs must be above start_epoch, since there is nothing to train')
     prospective_opt(self)     # raises if only a call tells which it will be
-    return FineTunePlan({name: validated(self, **call)[0].plan for name, call in calls.items()})
+    plans = {name: validated(self, **call)[0].plan for name, call in calls.items()}
+    for call in calls.values(): _call(self, **call, **own)
+    return FineTunePlan(plans)

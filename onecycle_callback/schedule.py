@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf, isfinite
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -325,7 +325,11 @@ class OneCyclePlan:
     def __len__(self): return self.n_epoch * self.n_batch
 
     unit = 'batch'   # What `at` takes, and pictures are drawn over
-    accumulation = None   # How batches become steps, if each isn't one
+
+    @property
+    def steps(self) -> Any:
+        "How batches become steps of the optimizer; `None` if each is one."
+        return None
 
     @property
     def length(self) -> dict:

@@ -130,7 +130,8 @@ def test_fine_tune_with_a_shorter_one():
 
 def test_fine_tune_freezes_nothing_for_an_own_one_that_cannot_be_called():
     learn = of(Short, n_groups=2)
-    with pytest.raises(TypeError, match='wd'): learn.fine_tune(2, wd=.1)
+    for fine_tune in learn.preview_fine_tune, learn.fine_tune:
+        with pytest.raises(TypeError, match='wd'): fine_tune(2, wd=.1)
     assert learn.opt is None and all(p.requires_grad for p in learn.model.parameters())
 
 class More(Learner):
