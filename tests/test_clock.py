@@ -72,7 +72,8 @@ class Slow(Callback):
 
 TIMES = dict(
     plain={}, slow_start=dict(slow=(20, 0)), slow_first_batch=dict(slow=(0, 10)),
-    two_that_compile=dict(slow=(0, 120, 120)), three_that_compile=dict(slow=(20, 60, 20, 40)), long_validations=dict(valid=25),
+    two_that_compile=dict(slow=(0, 120, 120)), three_that_compile=dict(slow=(20, 60, 20, 40)),
+    long_validations=dict(valid=25),
     half_of_the_time=dict(valid=50), pace_doubles=dict(pace=lambda now: 1 + (now > 200)),
     pace_halves=dict(pace=lambda now: 1 - .5 * (now > 200)), stall=dict(stalls={200: 60}),
     early_stall=dict(stalls={20: 60}), late_stall=dict(stalls={400: 60}),
