@@ -11,7 +11,7 @@ __all__ = ['BEGUN', 'STEPPING', 'RECORDED', 'batches_per_epoch', 'makes_its_own'
 # %% ../nbs/02_callback.ipynb #c30b73d1
 import sys
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from math import ceil
 from typing import Any, ClassVar
@@ -347,12 +347,16 @@ class OneCycle(OneFitCallback, ParamScheduler):
         self.plan = self.make_plan(learn, learn.n_epoch)
         warn_of_moms(self.schedule, learn.opt)
         opt.restore_lr_tensors(self._lrs_before)
+        self._begin(opt)
+        if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
+            warn_user('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')
+
+    def _begin(self, opt):
+        "Set the first values of the plan on `opt`, and start the record."
         self._cycle = CycleRun(self.plan, opt, self.make_position())
         self.enter_epoch()
         self._cycle.set_batch(0)     # for those that look before the first batch
         self._share_record()
-        if any(isinstance(cb, ReduceLROnPlateau) for cb in learn.cbs):
-            warn_user('ReduceLROnPlateau has no effect alongside OneCycle, which sets the learning rate at every batch')
 
     def _share_record(self):
         "Put this record on the recorder, alongside what other schedulers recorded."
@@ -429,7 +433,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         if cycle is None: return {}
         moms = cycle.moms_before and (cycle.opt.mom_path, cycle.moms_before)
         return dict(hps=cycle.hps, changed=cycle.changed, position=cycle.position.state_dict(), moms_before=moms,
-                    n_batch=self.plan.n_batch)
+                    size=_size(self.plan))
 
     def load_state_dict(self,
         state:dict # From `state_dict`; empty from a cycle that hadn't started
@@ -437,15 +441,20 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Continue the record in `state`; start the cycle if it hasn't started yet."
         if not state: return
         if self._cycle is None: self.start()
+        if _size(self.plan) != state['size']:     # the first epoch had another length than this one
+            n_batch, *accumulation = state['size']
+            self.plan = replace(self.plan, n_batch=n_batch, **{'accumulation': Accumulation(*a) for a in accumulation})
+            self._begin(self._cycle.opt)
         cycle = self._cycle
-        if self.plan.n_batch != state['n_batch']:     # a callback has given the first epoch another length
-            cycle.plan = self.plan = replace(self.plan, n_batch=state['n_batch'])
-            cycle.position = self.make_position()
         for name, values in state['hps'].items(): cycle.hps[name][:] = values
         cycle.changed.update(state['changed'])
         cycle.position.load_state_dict(state['position'])
         cycle.moms_before = state['moms_before'] and state['moms_before'][1]
         self._share_record()
+
+def _size(plan):
+    "Return what a plan has from the length of the first epoch: batches, and how they become steps if it tells."
+    return plan.n_batch, *([] if plan.steps is None else [astuple(plan.accumulation)])
 
 # In the loop over batches, fastai's own look-up of a method costs more than the method
 _BATCH_EVENTS = {'before_batch', 'before_step', 'after_step', 'after_cancel_batch', 'after_batch'}

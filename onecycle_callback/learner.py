@@ -319,6 +319,7 @@ def preview_fine_tune(self:Learner,
     names, params = signature(_fine_tune_calls).parameters, signature(Learner.fine_tune).parameters.values()
     defaults = {p.name: p.default for p in params if p.name in names and p.default is not p.empty}
     arguments, own = _without_own(self, arguments)
+    if 'epochs' not in arguments: raise TypeError("preview_fine_tune() missing 1 required argument: 'epochs'")
     calls = _fine_tune_calls(**defaults | arguments)
     if not calls: raise ValueError('epochs or freeze_epochs must be above start_epoch, since there is nothing to train')
     prospective_opt(self)     # raises if only a call tells which it will be

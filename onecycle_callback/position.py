@@ -4,7 +4,7 @@
 # expects where; a position tells where the batch that comes really is.
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from itertools import repeat
 from math import exp, inf
@@ -156,7 +156,7 @@ class Position:
         self.plan, self.accumulating = plan, accumulating
         self.lengths:dict[int, int] = {}     # the epochs whose length isn't the planned one
         self.columns:dict[str, list] = {}    # what the record says of each batch beside its number
-        self.step, self.position = 0, 0.     # how many were made, and where the batch is, if there are columns
+        self.step, self.position = 0, 0.     # of the coming batch: the number of its step, where it is on the curve
 
     def enter_epoch(self,
         epoch:int, # Its number
@@ -242,7 +242,8 @@ class StepPosition(BatchPosition):
 
     def enter_epoch(self, epoch, n_batch, accumulation=None):
         super().enter_epoch(epoch, n_batch)
-        if accumulation not in (None, self._accumulation):
+        accumulation = accumulation or replace(self._accumulation, n_batch=n_batch)     # whose batches may have any size
+        if accumulation != self._accumulation:
             self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
         if not self.columns['step']: self.step = int(self._steps.before(self._before))     # a fit may start later
 
@@ -375,18 +376,21 @@ class TimePosition(Position):
     def _estimate(self, starts_epoch):
         "Return time used, seconds per batch, number of batches left, how many to compute, if this epoch is the last."
         now = max(self.now, self.used + (self.k - 1) * self.seconds)
-        if self.n: self._measure(now, starts_epoch)
-        pace = self.pace.mean or now - self.used     # of the first batch, which is no measure of the others
-        if not self.n or not pace: return now, pace, inf, 1, False
+        if not self.n: return now, 0., inf, 1, False
+        latest = self._measure(now, starts_epoch)
+        pace = self.pace.mean or min(latest, self.seconds or latest)     # the fastest of the first few
+        if not pace: return now, pace, inf, 1, False
         n_in_epoch = 0 if starts_epoch else self.n_in_epoch
         is_last = self._is_last(now, pace, 0) if starts_epoch else self.is_last
         left = self._left(now, pace, n_in_epoch, is_last)
-        if self.n <= N_SLOW and self.budget - now > 1.5 * pace: left = inf
+        if self.n <= N_SLOW:
+            if (self.budget - now) / pace - self.per_step + 1 > self.n + .5: left = inf     # more than there were
+            return now, pace, left, 1, is_last
         n_ahead = min(SYNC_SECONDS / pace, left / 4, MOST_AHEAD if self._is_alone else SYNC_BATCHES)
         return now, pace, left, max(int(n_ahead), 1), is_last
 
     def _measure(self, now, starts_epoch):
-        "Take the batches since rank 0 was asked into the pace, and a gap between two epochs out of it."
+        "Take the batches since rank 0 was asked into the pace, without a gap between epochs; return seconds per batch."
         ended = now
         if starts_epoch:
             ended = self.ended
@@ -394,7 +398,9 @@ class TimePosition(Position):
             if ended is None: ended, self.n_batch = self._cancelled(now), (self.n_batch + self.n_in_epoch) / 2
             else: self.n_batch = self.plan.n_batch
             self.gaps = [*self.gaps[-2:], now - ended]
-        if self.n > N_SLOW: self.pace.add(self.k, ended - self.used)
+        seconds = ended - self.used
+        if self.n > N_SLOW: self.pace.add(self.k, seconds)
+        return seconds / max(self.k, 1)
 
     def _cancelled(self, now):
         "Return when the last batch of an epoch that was cancelled may have ended."

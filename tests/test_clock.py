@@ -52,6 +52,24 @@ def test_a_budget_of_less_than_an_epoch(time):
     assert len(learn.recorder.values) == 1
     as_planned(learn, learn.recorder.plan)
 
+@pytest.mark.parametrize('seconds, n_acc', [(4, 8), (5, 4), (6, 12), (8, 4)])     # batches of 4
+def test_a_budget_of_few_batches_is_kept_and_ends_at_the_end(time, seconds, n_acc):
+    learn = learner()
+    learn.fit_one_cycle(max_lr=.1, minutes=seconds / 60, cbs=[Passes(time, valid=0), GradientAccumulation(n_acc)])
+    as_planned(learn, learn.recorder.plan)
+    assert time.now - 1000 <= seconds + n_acc // 4
+    if n_acc == 4: assert max(learn.recorder.hps['lr']) > .03
+
+@pytest.mark.parametrize('n_processes', [1, 2])
+@pytest.mark.parametrize('within', [(20, 0, 10), (0, 0, 10), (5, 5, 5)], ids=str)
+def test_slow_first_batches_are_no_measure_of_the_others(time, monkeypatch, within, n_processes):
+    monkeypatch.setattr(position, 'world_size', lambda: n_processes)
+    learn = learner(n_batch=500)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Slow(time, 0, *within), Passes(time, .02, valid=.1)])
+    as_planned(learn, learn.recorder.plan)
+    positions = learn.recorder.cycle['columns']['position']
+    assert positions[:4] == [0] * 4 and positions[4] > 0 and max(np.diff(positions)) < .01
+
 def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=.01, cbs=Passes(time))

@@ -1,7 +1,7 @@
 """What the package imports is what its metadata declare, and nothing else."""
 import ast
 import sys
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import distribution, requires
 
 import pytest
 from packaging.requirements import Requirement
@@ -9,7 +9,6 @@ from packaging.requirements import Requirement
 from support.helpers import ROOT
 
 NAME = 'onecycle_callback'
-INSTALLED = packages_distributions()     # which reads all that is installed
 SOURCES = {path.relative_to(ROOT): path.read_text(encoding='utf-8') for path in (ROOT / NAME).rglob('*.py')}
 
 def declared(extra=''):
@@ -24,9 +23,11 @@ def imported(source):
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
     modules = {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {NAME}
-    return {INSTALLED[module][0].lower() for module in modules}
+    return {PACKAGES.get(module, module) for module in modules}
 
 OPTIONAL = declared('distributed') | declared('explore')
+PACKAGES = {file.parts[0].removesuffix('.py'): name
+            for name in declared() | OPTIONAL for file in distribution(name).files}     # by the modules that they hold
 
 def test_what_is_imported_is_declared():
     assert set().union(*map(imported, SOURCES.values())) - OPTIONAL == declared()

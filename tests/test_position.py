@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from fastai.basics import (Callback, CancelEpochException, CancelFitException, CancelTrainException, DataLoader)
 from fastai.callback.training import GradientAccumulation
+from torch.utils.data import DataLoader as TorchLoader
 
 from support.helpers import Spy, dataset, groups_of, learner
 from onecycle_callback import OneCycleSchedule
@@ -136,6 +137,21 @@ def test_the_record_counts_the_steps_that_were_made(n_acc, sizes):
     learn.fit_one_cycle(3, .1, cbs=[Sizes(*sizes), CutShort({1: 2}), GradientAccumulation(n_acc), seen])
     steps = [step for step, lrs in enumerate(seen.lrs) for _ in lrs]
     assert learn.recorder.to_frame().step.tolist() == steps and steps[-1] > 1
+
+@changing
+@pytest.mark.parametrize('n_acc', [1, 10])
+def test_batches_whose_size_is_unknown_from_an_epoch_on_come_down_to_the_end(n_acc):
+    class Swap(Callback):
+        order = -20
+        def before_epoch(self):
+            if self.epoch != 1: return
+            batches = [list(range(i, i + 8)) for i in range(0, 48, 8)]
+            self.learn.dls.loaders[0] = TorchLoader(dataset(48), batch_sampler=batches)
+    learn, spy = learner(), AtSteps()
+    learn.fit_one_cycle(3, .1, cbs=[Swap(), GradientAccumulation(n_acc), spy])
+    lrs = [lr for lr, in spy.seen_lrs]
+    peak = int(np.argmax(lrs))
+    assert lrs[0] == lrs[-1] == .004 and sorted(lrs[peak:], reverse=True) == lrs[peak:]
 
 # The record holds every batch that was trained
 

@@ -48,3 +48,21 @@ def test_resumes_inside_a_step(uninterrupted, tmp_path, n_acc, at, opt):
     assert again.equals(frame) and sorted(seen) == list(range(48))     # the first of them from the file
     for batch, grads in seen.items():
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(grads, gradients[batch], strict=True)), batch
+
+class Sizes(Callback):
+    "Train each epoch with batches of another size."
+    order = -20
+    def before_epoch(self): self.learn.dls.train.bs = [4, 8, 4, 2][self.epoch]
+
+@pytest.mark.filterwarnings('ignore:Epoch . has')
+@pytest.mark.parametrize('n_acc', [1, 8, 20])
+@pytest.mark.parametrize('at', [9, 14, 20, 33])
+def test_resumes_in_an_epoch_of_another_length_than_the_first(tmp_path, n_acc, at):
+    (tmp_path / 'calm').mkdir()
+    expected, _, frame = fit(tmp_path / 'calm', n_acc, 'adam', Sizes())
+    keep = CycleCheckpoint('run1', every=1)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        fit(tmp_path, n_acc, 'adam', Sizes(), interrupted.Interrupt(at), checkpoint=keep)
+    resumed, _, again = fit(tmp_path, n_acc, 'adam', Sizes(), checkpoint=keep)
+    assert_same(resumed, expected)
+    assert again.equals(frame)

@@ -201,7 +201,15 @@ class Standing:
         self.parts, self.packed = self._parts(), dict[int, tuple]()     # lists of floats and their bytes, by id
         self.part_names = {id(obj): name for name, obj in self.parts.items()}
         self.storages = {t.untyped_storage().data_ptr(): name for name, t in self.parts.items() if _has_storage(t)}
-        self.device = next((t.device for t in self.parts.values() if isinstance(t, torch.Tensor)), torch.device('cpu'))
+        devices = (t.device for t in self.parts.values() if isinstance(t, torch.Tensor))
+        self.device = next((device for device in devices if device.type != 'cpu'), torch.device('cpu'))
+
+    def device_for(self,
+        saved:torch.device # Not the CPU
+    ) -> torch.device: # Where training is now, if it is elsewhere
+        "Return the device for a tensor that was saved on another."
+        is_here = saved.type == self.device.type and (saved.index or 0) < torch.get_device_module(saved).device_count()
+        return saved if is_here else self.device
 
     def name(self, obj): return self.part_names.get(id(obj)) or self.names.get(id(obj))
 
@@ -613,7 +621,7 @@ def _tensor(reader, name, block, dtype, size, stride, offset, device='cpu', cls=
     if isinstance(old, torch.Tensor) and (old.shape, old.dtype, old.layout) == (t.shape, t.dtype, t.layout):
         reader.fills.append(lambda: old.detach().copy_(t))
         return old
-    if type(block) is list and where.type != 'cpu': t = t.to(reader.standing.device)     # it may train elsewhere now
+    if type(block) is list and where.type != 'cpu': t = t.to(reader.standing.device_for(where))
     if cls is nn.Parameter: return nn.Parameter(t, requires_grad)
     return reader.as_class(t, cls).requires_grad_(requires_grad)
 
