@@ -116,7 +116,7 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     cycle.is_checked = True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, wds, None
-    run = checkpoint.open(learn, plan, opt, epochs, learn.wd if wd is None else wd)
+    run = checkpoint.open(learn, plan, opt, epochs, wd)
     cycle.run_epochs(run.epochs)
     return cycle, wds, run
 

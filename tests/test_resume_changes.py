@@ -14,6 +14,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from support.helpers import frozen_state
@@ -109,6 +110,87 @@ def test_a_callback_that_unfreezes_in_the_same_learner(tmp_path):
     learn = interrupt(freeze_first(tmp_path), [At(unfreeze)], error=KeyboardInterrupt)
     assert not next(learn.model.parameters()).requires_grad
     assert_same(results(fit(learn, At(unfreeze))), expected)
+
+class Scaled(nn.Module):
+    "A loss with a factor, which counts its calls."
+    def __init__(self): super().__init__(); self.alpha, self.n_calls = 1., 0
+    def forward(self, pred, y):
+        self.n_calls += 1
+        return self.alpha * F.cross_entropy(pred, y)
+
+def scaled(path):
+    learn = learner(path)
+    learn.loss_func = Scaled()
+    return learn
+
+def with_torch_loader(path):
+    "Its batch sampler knows the batch size."
+    learn = learner(path, torch_loader=True)
+    learn.dls.loaders[0].bs = 4
+    return learn
+
+def set_loss(learn, value): learn.loss_func.alpha = value
+def set_dropout(learn, value): learn.model[3].p = value
+def set_bs(learn, value): learn.dls.train.bs = int(2 / value)
+def set_sampler(learn, value): learn.dls.train.batch_sampler.batch_size = int(2 / value)
+def set_wd(learn, value): learn.wd = value
+def set_train_bn(learn, value): learn.train_bn = value > .5
+def set_lr(learn, value): learn.lr, learn.moms = value, (value, value, value)
+
+class Anneal(Callback):
+    "Set something at the beginning of each epoch; what the cycle is planned with, at its end."
+    def __init__(self, act): self._act = act
+    def before_epoch(self): self._set(self._act is not set_lr)
+    def after_epoch(self): self._set(self._act is set_lr)
+    def _set(self, is_now):
+        if is_now: self._act(self.learn, [.5, .25, .5, .2][self.epoch])
+
+ANNEALED = dict(loss=(scaled, set_loss, 'loss: '), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
+                bs=(learner, set_bs, 'bs: 4 in the file, 20 now'),
+                sampler=(with_torch_loader, set_sampler, 'n_batch: 12 in the file, 3 now'),
+                wd=(learner, set_wd, 'wd: None in the file, 0.1 now'),
+                train_bn=(learner, set_train_bn, 'train_bn: True in the file, False now'),
+                lr=(learner, set_lr, 'moms'))
+
+@pytest.mark.parametrize('every, at', [(7, 20), (None, 30), (7, 3)])
+@pytest.mark.parametrize('name', ANNEALED)
+def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
+    "The same cell is the same run, as often as it is interrupted; and what the user changes in between is refused."
+    make, act, why = ANNEALED[name]
+    expected = calm(make, tmp_path, [Anneal(act)])
+    learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
+    interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)
+    assert_same(results(fit(learn, Anneal(act), every=every)), expected)
+    interrupt(learn := make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every, restart=True)
+    act(learn, .1)
+    with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
+        fit(learn, Anneal(act), every=every)
+
+@pytest.mark.parametrize('name', ['loss', 'dropout', 'wd'])
+def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
+    make, act, why = ANNEALED[name]
+    learn = fit(make(tmp_path), Anneal(act))
+    fit(learn, Anneal(act))
+    assert 'is complete' in capsys.readouterr().out
+    act(learn, .1)
+    with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
+
+def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
+    "And another run tells its own beginning."
+    loss = Scaled()
+    def make(path, of=Scaled):
+        learn = learner(path)
+        learn.loss_func = of()
+        return learn
+    expected = calm(make, tmp_path, [Anneal(set_loss)])
+    interrupt(make(tmp_path, lambda: loss), [Anneal(set_loss)])
+    assert loss.n_calls > 30 and loss.alpha == .5
+    assert_same(results(fit(make(tmp_path, lambda: loss), Anneal(set_loss))), expected)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn = make(tmp_path, lambda: loss)
+        learn.fit_one_cycle(2, .05, cbs=Interrupt(15), checkpoint='run2')
+    with pytest.raises(ValueError, match='different run.*loss: '):
+        make(tmp_path).fit_one_cycle(2, .05, checkpoint='run2')
 
 def test_data_that_are_replaced_are_named(tmp_path):
     def replace(learn):

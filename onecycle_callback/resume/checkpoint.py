@@ -11,6 +11,7 @@ __all__ = ['CycleCheckpoint', 'as_checkpoint']
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from warnings import warn
 
@@ -21,7 +22,7 @@ from ..processes import from_rank_0
 from .file import RunLock, check_writable, date_of, read_file, read_state
 from .fingerprint import EXTENDABLE, fingerprint_differences, run_fingerprint, worker_note
 from .run import Call, ResumableRun
-from .state import has_taken_part
+from .state import without_changes
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')     # on Windows, `a:b` would be a second stream of the file `a`
@@ -87,14 +88,14 @@ def as_checkpoint(
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #3f1cd680
 @patch
-def _saved(self:CycleCheckpoint, file, fingerprint, but=()):
+def _saved(self:CycleCheckpoint, file, fingerprint):
     """Return the state in `file`, `None` to start a new cycle, and what differs from its run, which is extended.
 
     Raises `ValueError` if it is a different run's."""
     content = from_rank_0(lambda: read_file(file))
     saved = None if content is None else read_state(file, content)
     if saved is None or self.restart: return None, []
-    differences = fingerprint_differences(saved['work'], fingerprint, but)
+    differences = fingerprint_differences(saved['work'], fingerprint)
     lines, can_extend = [line for lines in differences.values() for line in lines], {*differences} <= EXTENDABLE
     if differences and not (self.extend and can_extend):
         date = from_rank_0(lambda: date_of(file))
@@ -111,17 +112,17 @@ def open(self:CycleCheckpoint,
     plan, # The `OneCyclePlan` of the cycle
     opt, # The optimizer that will train
     epochs:range, # The epochs of the cycle to train
-    wd # Weight decay
+    wd=None # Weight decay; default the Learner's
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = Path(os.path.realpath(learn.path/learn.model_dir/f'{self.name}.cycle'))     # of a link, the target
-    lock, fingerprint = RunLock(file), run_fingerprint(learn, plan, opt, epochs, wd, getattr(self, 'fine_tune', None))
-    but = ['loss_tensors'] if has_taken_part(learn.loss_func) else []     # they may have been trained since
-    saved, changes = self._saved(file, fingerprint, but)
+    look = partial(run_fingerprint, learn, plan, epochs=epochs, wd=wd, fine_tune=getattr(self, 'fine_tune', None))
+    lock, fingerprint = RunLock(file), without_changes(learn, file, look(opt))
+    saved, changes = self._saved(file, fingerprint)
     if changes and saved['epoch'] >= epochs.stop:
         raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint {self.name!r} has '
                          f'trained, got {epochs.stop}')
-    run = ResumableRun(learn, self, lock, Call(plan, epochs, fingerprint), saved, changes)
+    run = ResumableRun(learn, self, lock, Call(plan, epochs, fingerprint, look), saved, changes)
     if run.is_complete: return run
     n_bytes = sum(p.nbytes for p in learn.model.parameters())
     from_rank_0(lock.check)

@@ -110,11 +110,12 @@ def run_fingerprint(
     plan, # The `OneCyclePlan` of the cycle
     opt, # The optimizer that will train
     epochs:range, # The epochs of the cycle to train
-    wd, # Weight decay
+    wd=None, # Weight decay; default the Learner's
     fine_tune:str|None=None # The arguments of the `fine_tune` that this cycle is a part of
 ) -> dict: # Text by name, and dictionaries of text: `schedule`, `model`, `layers`, `opt`, `loss_tensors`
     "Return everything that must be the same for a run to be resumed."
     loaders, is_whole = loaders_of(learn.dls), epochs.stop >= plan.n_epoch
+    wd = learn.wd if wd is None else wd
     values = dict(cycle_len=None, minutes=None) | plan.length | dict(
         start_epoch=epochs.start, stop_epoch=None if is_whole else epochs.stop,
         **{f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)},
@@ -160,11 +161,10 @@ def layout_differences(
 
 def fingerprint_differences(
     saved:dict, # The fingerprint in the file
-    current:dict, # The fingerprint of the run that wants to resume
-    but=() # Names of what is not compared
+    current:dict # The fingerprint of the run that wants to resume
 ) -> dict: # Lines of text for each name at which they differ
     "Return what differs between two fingerprints, by name; the LRs only if nothing else does, as they follow from it."
-    differences = layout_differences(saved, {k: v for k, v in current.items() if k not in {'workers', *but}})
+    differences = layout_differences(saved, {k: v for k, v in current.items() if k != 'workers'})
     others = {name: lines for name, lines in differences.items() if name != 'schedule'}
     return others or differences
 

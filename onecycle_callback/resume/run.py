@@ -5,6 +5,7 @@
 # behind.
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
 from .fingerprint import NOT_INITIALISED, layout, layout_differences
 from .objects import CannotStore
 from .sigterm import HeldSigterm
-from .state import (in_memory, loader_states, model_state, note_part, numbered, object_states, random_states,
+from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states, random_states,
                     set_model_state, set_random_states)
 
+_SETTINGS = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
 
 # How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the
@@ -43,6 +45,7 @@ class Call:
     plan:OneCyclePlan # The plan of the cycle
     epochs:range # The epochs of the cycle to train
     fingerprint:dict # What must be the same for the run to be resumed
+    look:Callable # Returns the fingerprint with a given optimizer, as it is now
 
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
@@ -114,9 +117,11 @@ class ResumableRun(OneFitCallback):
         "Put back what the fit has put in another's place, unless it is complete: the same call must find the same run."
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
-        attributes = {name: vars(learn)[name] for name in ('loss_func', 'dls', 'opt')}
+        attributes = {name: vars(learn)[name] for name in _SETTINGS}
         settings = [] if learn.opt is None else [_settings(group) for group in OptAdapter(learn.opt).groups]
         trained = [(p, p.requires_grad) for p in learn.model.parameters()]
+        loaders = loader_states(learn)
+        position = loaders.save()
         try: yield
         finally:
             if self.state != COMPLETE:
@@ -124,6 +129,8 @@ class ResumableRun(OneFitCallback):
                 for p, value in trained: p.requires_grad_(value)
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
+                loaders.restore(position, with_settings=True)
+            if learn.opt is not None: note_changes(learn, self.file, self.call.fingerprint, self.call.look(learn.opt))
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."

@@ -43,11 +43,11 @@ def _gradient_to_save(p):
     return p.grad if p.grad.any() else False
 
 def other_parameters(
-    learn # The `Learner`, with an optimizer
+    learn # The `Learner`
 ) -> list: # Parameters
     "Return the parameters that the optimizer trains and that are not the model's."
-    own = {*map(id, learn.model.parameters())}
-    return [p for params in learn.opt.param_lists for p in params if id(p) not in own]
+    own, groups = {*map(id, learn.model.parameters())}, [] if learn.opt is None else learn.opt.param_lists
+    return [p for params in groups for p in params if id(p) not in own]
 
 def _parameters(learn): return [*get_model(learn.model).parameters(), *other_parameters(learn)]
 
@@ -154,21 +154,53 @@ def _filled(old, new, done):
     else: return new
     return old
 
-def _took_part(): "Mark an object, as what `weakref.finalize` calls at its end: nothing else of it changes."
+def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
 
-def has_taken_part(
+def memory_of(
     obj # Any object
-) -> bool:
-    "Return whether `obj` took part in a run of this process: what has changed in it since is no one's wish."
-    marks = [getattr(each.__callback__, 'peek', None) for each in weakref.getweakrefs(obj)]
-    return any(peek and (peek() or (None, None))[1] is _took_part for peek in marks)
+) -> dict|None: # `None` if it took part in no run
+    "Return what is remembered of `obj` since it took part in a run of this process."
+    found = (getattr(each.__callback__, 'peek', lambda: None)() for each in weakref.getweakrefs(obj))
+    return next((peek[2][0] for peek in found if peek and peek[1] is _memory), None)
 
 def note_part(
     obj # Any object
 ):
-    "Note that `obj` takes part in a run."
-    if has_taken_part(obj): return
-    with suppress(TypeError): weakref.finalize(obj, _took_part).atexit = False     # some allow no weak reference
+    "Note that `obj` takes part in a run: what changes in it from now on is no one's wish."
+    if memory_of(obj) is not None: return
+    with suppress(TypeError): weakref.finalize(obj, _memory, {}).atexit = False     # some allow no weak reference
+
+# A fit may change by itself what tells runs apart: a factor of the loss, the rate of a dropout, how often it was called
+
+def _compared(learn, fingerprint):
+    "Yield each name in a fingerprint, with its text and the memory of what it tells of: others may train with it."
+    owners = dict(loss=learn.loss_func, loss_tensors=learn.loss_func, layers=get_model(learn.model))
+    for name, text in fingerprint.items():
+        memory = memory_of(owners.get(name, learn))
+        yield name, text, memory_of(learn) if memory is None else memory
+
+def note_changes(
+    learn, # The `Learner`
+    file, # The file of the run
+    before:dict, # The fingerprint before the fit
+    after:dict # The fingerprint now
+):
+    "Remember what a fit has changed, so that it isn't taken for a change by the user when the same call comes again."
+    for name, text, memory in _compared(learn, after):
+        if memory is None: continue
+        memory.pop((file, name), None)
+        if text != before[name]: memory[file, name] = before[name], text
+
+def without_changes(
+    learn, # The `Learner`
+    file, # The file of the run
+    now:dict # A fingerprint
+) -> dict: # The same, but for what `note_changes` remembers
+    "Return a fingerprint as it was before the fits of this run in this process."
+    def text_before(name, text, memory):
+        before, after = (memory or {}).get((file, name), (text, text))
+        return before if text == after or name == 'loss_tensors' else text     # these are state, once they change
+    return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
 
 _ABSENT = object()
 _METHODS = FunctionType, staticmethod, classmethod
@@ -186,7 +218,7 @@ class ObjectStates:
         self._skip = {label: {*(skip or {}).get(label, ())} | (_FASTAIS if isinstance(obj, Callback) else set())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
-        self._again = {label for label, obj in objects.items() if has_taken_part(obj)}
+        self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
         self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
         for obj in self.standing.parts.values(): self.standing.add_class(type(obj))
         for label in objects: self._begin(label)
@@ -376,7 +408,7 @@ def object_states(
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
 def loader_states(
-    learn # The `Learner`, with an optimizer
+    learn # The `Learner`
 ) -> ObjectStates:
     """Return the states of the data loaders of `learn`, with all that they hold except the data.
 
