@@ -5,14 +5,17 @@ import pickle
 import time
 import tracemalloc
 import zlib
+from copy import copy
 from subprocess import Popen  # noqa: F401 (what a training script may import: a file asks for it)
 
+import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback
 
 from support.helpers import frozen_state
 from support.interrupted import N_EPOCH, Interrupt, learner
+from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import _MARK, read_state, write_file
 from onecycle_callback.resume.objects import Refused, Standing, dump, load
 
@@ -205,8 +208,77 @@ def test_wrong_weights_are_refused_in_words(tmp_path, genuine, change):
     model = {name: part.copy() if isinstance(part, dict) else part for name, part in genuine['model'].items()}
     change(model)
     learn = planted(tmp_path, genuine, model=model)
-    with pytest.raises(ValueError, match="run1.cycle does not fit this training"):
+    with pytest.raises(ValueError, match="run1.cycle (does not fit this training|has an unusable 'model')"):
         learn.fit_one_cycle(2, .05, cbs=Mine(), checkpoint='run1')
+
+def parts_of(state, path=()):
+    "Yield where each part of a state lies."
+    for name, part in state.items() if isinstance(state, dict) else enumerate(state[:2]):
+        yield (*path, name)
+        is_open = isinstance(part, (dict, list, tuple)) and len(path) < 4
+        if is_open and (path[:2] != ('model', 'opt') or len(path) < 3): yield from parts_of(part, (*path, name))
+
+def with_part(state, path, value):
+    "Return a copy of `state` with another value there; without it, if that is `...`."
+    name, new = path[0], copy(state) if isinstance(state, dict) else list(state)
+    if len(path) > 1: new[name] = with_part(state[name], path[1:], value)
+    elif value is ...: del new[name]
+    else: new[name] = value
+    return tuple(new) if isinstance(state, tuple) else new
+
+VALUES = [..., None, 7, -7, .5, 'x', [], {}, [7], dict(x=7), [[]], b'x', (7,), torch.ones(3), False]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loader', [None, Tells], ids=['', 'that tells its place'])
+@pytest.mark.filterwarnings('ignore')
+def test_each_part_is_checked_before_anything_is_announced(tmp_path, capsys, loader):
+    "Inside an epoch. A part that is missing, or another kind of thing, is refused in words, or the run resumes with it."
+    def fit(*cbs):
+        learn = learner(tmp_path)
+        if loader: learn.dls.loaders[0] = loader(learn.dls.train.dataset, batch_size=4)
+        learn.fit_one_cycle(2, .05, cbs=[Mine(), *cbs], checkpoint=CycleCheckpoint('run1', every=7))
+    with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(15))
+    genuine = read_state(path := tmp_path / 'models/run1.cycle')
+    assert genuine['done'] == 2 and genuine['processes'][0]['data']['began']
+    n_refused, accepted = 0, {}
+    for where in parts_of(genuine):
+        for value in VALUES:
+            content = checkpoint(dump(with_part(genuine, where, value), Standing(is_plain=True)))
+            try: read_state(path, content)
+            except ValueError as e:
+                assert 'run1.cycle' in str(e) and 'Move it away' in str(e)
+                n_refused += 1
+            else: accepted[(where[:-1] or where) + (type(value),)] = where, value
+    assert n_refused > 1500
+    for where, value in accepted.values():     # what only this training can judge
+        write_file(path, with_part(genuine, where, value))
+        capsys.readouterr()
+        try: fit()
+        except ValueError as e:
+            assert 'run1.cycle' in str(e) and 'Move it away' in str(e) or 'belongs to a different run' in str(e), where
+            assert where[0] == 'model' or 'resumes' not in capsys.readouterr().out, where
+
+def states_out_of_bounds():
+    "States of NumPy's generators that would have it read far outside of them: it looks at them no further."
+    for place in (10**9, -10**9, 625, -1, 'x'):
+        legacy, twister, philox = np.random.get_state(legacy=False), np.random.MT19937().state, np.random.Philox().state
+        for kind, state in dict(legacy=legacy, numpy=twister).items(): state['state']['pos'] = place; yield kind, state
+        yield 'numpy', philox | dict(buffer_pos=place)
+
+@pytest.mark.parametrize('n', range(15))
+def test_a_random_state_that_points_elsewhere_is_refused(tmp_path, genuine, n):
+    kind, state = list(states_out_of_bounds())[n]
+    node = ['generator', None, kind, None]
+    content = dump(state, Standing())
+    begin = len(content) - 8 - int.from_bytes(content[-8:], 'little')
+    node[-1] = json.loads(content[begin:-8])
+    with pytest.raises(Refused, match='where a random state ends|instead of a int'):
+        load(program(node, content[:begin]), Standing())
+    if kind != 'legacy': return
+    process = genuine['processes'][0]
+    learn = planted(tmp_path, genuine, processes=[process | dict(random=process['random'] | dict(numpy=state))])
+    with pytest.raises(ValueError, match="run1.cycle has an unusable 'processes'.*Move it away"):
+        learn.fit_one_cycle(2, .05, checkpoint='run1')
 
 # Reading names nothing that all threads share
 

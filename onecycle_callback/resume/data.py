@@ -49,7 +49,8 @@ class EpochPosition:
         if n_done == 0: self.note_pass()
 
     def is_in_pass(self,
-        n_done:int # Number of batches trained in this epoch
+        n_done:int, # Number of batches trained in this epoch
+        n_trained:int # Number of batches trained in all
     ) -> bool:
         "Return whether a pass over the training data is under way."
         return n_done > 0
@@ -58,13 +59,16 @@ class EpochPosition:
         n_done:int # Number of batches trained in this epoch
     ) -> dict: # `n_taken` is the number of batches to draw again from a stream
         "Return what leads back to this position."
-        is_in, loader = self.is_in_pass(n_done), self.learn.dls.train
+        is_in, loader = self.is_in_pass(n_done, self.learn.train_iter), self.learn.dls.train
         return dict(n_taken=0, began=self.began if is_in else None, told=loader_state(loader) if is_in else None)
 
-    def restore(self,
-        state:dict # What `state` returned
+    def go_to(self,
+        state:dict, # What `state` returned
+        n_done:int, # Number of batches trained in this epoch
+        n_trained:int # Number of batches trained in all
     ):
-        "Note where to go."
+        "Note where to go; raises `Refused` if `state` doesn't say it."
+        if state['began'] is None and self.is_in_pass(n_done, n_trained): raise Refused('no beginning of the epoch')
         self.began, self.told = state['began'], None if state['told'] is None else _read(state['told'])
 
     def _is_told(self, loader): return self.told is not None and has_state_dict(loader)
@@ -124,7 +128,7 @@ class StreamPosition(EpochPosition):
         self.stream, self.replay = stream, replay
         stream.on_pass = self.note_pass
 
-    def is_in_pass(self, n_done): return n_done > 0 or self.learn.train_iter > 0
+    def is_in_pass(self, n_done, n_trained): return n_done > 0 or n_trained > 0
 
     def _n_to_draw(self, place):
         "Return how many batches of the pass have to be drawn again: none if it has ended."

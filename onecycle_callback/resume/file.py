@@ -10,14 +10,16 @@ import socket
 import zlib
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import sleep
 from uuid import uuid4
 
+import torch
 from filelock import FileLock, Timeout
 
-from .objects import ITSELF, Refused, Standing, Writer, load
+from .objects import ITSELF, Refused, Standing, Writer, load, new_generator
 
 try: from fcntl import F_FULLFSYNC, fcntl     # type: ignore[attr-defined]     # macOS
 except ImportError: F_FULLFSYNC = None
@@ -152,40 +154,56 @@ def read_state(
         raise refused(path, 'was written by another version of onecycle_callback')
     raise refused(path, 'is not a checkpoint of a cycle')
 
-def _is_position(n): return type(n) is int and n >= 0
+# What a state holds: a class, a list of one kind, a dictionary of parts, several kinds, or what tells whether it is one
 
-def _is_texts(names): return type(names) is list and all(type(name) is str for name in names)
+def _is_count(n): return type(n) is int and n >= 0
 
-def _is_process(p):
-    "Return whether `p` is what a process has of its own: only how it is made up, since whoever restores it checks it."
-    kinds = dict(random=dict, carried=bytes, data=dict, removed=list)
-    if type(p) is not dict or {name: type(value) for name, value in p.items()} != kinds: return False
-    return {*p['random']} == {*RANDOM_STATES} and {*p['data']} == {*POSITION} and _is_texts(p['removed'])
+def _is_text(text): return type(text) is str
 
-def _is_fingerprint(work):
-    if type(work) is not dict: return False
+def _is_tensor(t): return isinstance(t, torch.Tensor)
+
+def _is_dict(d): return isinstance(d, dict)     # torch has classes of its own
+
+def _is_opt(opt):
+    "Return whether `opt` is made up as the state of an optimizer of fastai or torch; what is in it, each one knows."
+    state, groups = opt['state'], opt.get('hypers', opt.get('param_groups'))
+    return _is_made_of([_is_dict], [*(state.values() if _is_dict(state) else state), *groups])
+
+def _is_cell(cell): return type(cell) in ITSELF
+
+def _is_status(status): return _is_text(status) and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', status)
+
+def _is_work(work):
     texts = [text for value in work.values() for text in (value.values() if type(value) is dict else [value])]
-    return _is_texts([*work, *texts])
+    return 'workers' in work and _is_made_of([_is_text], [*work, *texts])
 
-# What is in it, by name, of the random states, and of a position in the data
-RANDOM_STATES = 'python', 'numpy', 'torch', 'cuda', 'mps', 'loaders'
-POSITION = 'n_taken', 'began', 'told'
+_RANDOM = dict(python=partial(new_generator, 'python'), numpy=partial(new_generator, 'legacy'),
+               torch=partial(new_generator, 'torch'), cuda=[_is_tensor], mps=(None, _is_tensor), loaders=bytes)
+_PROCESS = dict(random=_RANDOM, carried=bytes, data=dict(n_taken=_is_count, began=(None, _RANDOM), told=(None, bytes)),
+                removed=[_is_text])
+_MODEL = dict(weights=_is_dict, others=[_is_tensor], opt=_is_opt, scaler=(None, _is_dict), trained=[bool],
+              grads=[(None, False, _is_tensor)])
+_STATE = dict(format=str, work=_is_work, status=_is_status, epoch=_is_count, done=_is_count, train_iter=_is_count,
+              pct_train=float, lost=[_is_text], logs=[_is_count], rows=[[_is_cell]], processes=[_PROCESS], model=_MODEL)
 
-_PARTS = dict(     # what a state holds, and when each part is one
-    format=str.__instancecheck__, work=_is_fingerprint,
-    status=lambda s: type(s) is str and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', s),
-    epoch=_is_position, done=_is_position, train_iter=_is_position, pct_train=lambda x: type(x) is float,
-    lost=_is_texts, logs=lambda sizes: type(sizes) is list and all(map(_is_position, sizes)),
-    rows=lambda rows: type(rows) is list and all(type(row) is list and all(type(cell) in ITSELF for cell in row)
-                                                 for row in rows),
-    processes=lambda ps: type(ps) is list and ps and all(map(_is_process, ps)), model=lambda m: type(m) is dict)
+def _is_made_of(kind, value):
+    "Return whether `value` is of a kind of the table."
+    if isinstance(kind, type): return type(value) is kind
+    if isinstance(kind, list): return type(value) is list and all(_is_made_of(kind[0], item) for item in value)
+    if isinstance(kind, tuple): return any(_is_made_of(each, value) for each in kind)
+    if isinstance(kind, dict):
+        return type(value) is dict and value.keys() == kind.keys() and all(map(_is_made_of, kind.values(),
+                                                                              map(value.get, kind)))
+    if not callable(kind): return value is kind
+    try: return bool(kind(value))
+    except Exception: return False     # whatever a generator says of a state that isn't one
 
 def _checked(state, path):
-    "Return `state`; raises `ValueError` if a part of it is missing or is no such part."
-    for name, is_one in _PARTS.items():
+    "Return `state`; raises `ValueError` if a part of it is missing or isn't such a part."
+    for name, kind in _STATE.items():
         if name not in state: raise refused(path, f'lacks {name!r}, a part of each checkpoint')
-        if not is_one(value := state[name]):
-            shown = str(value)[:60] if type(value) in ITSELF else f'a {type(value).__name__}'
+        if not _is_made_of(kind, value := state[name]):
+            shown = str(value)[:60] if _is_cell(value) else f'a {type(value).__name__}'
             raise refused(path, f'has an unusable {name!r}: {shown}')
     return state
 

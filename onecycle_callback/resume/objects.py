@@ -140,7 +140,11 @@ def _is_argument(arg): return isinstance(arg, _CALLABLE) or type(arg) in _PLAIN
 _BIT_GENERATORS = {bits.__name__: bits for bits in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937,
                                                     np.random.Philox, np.random.SFC64)}
 
-def _bits_of(state): return _BIT_GENERATORS[state['bit_generator']]()
+def _bits_of(state):
+    "Return a new bit generator for a state. NumPy takes the place of the next number as it is, far outside too."
+    for place, end in ((state['state'].get('pos', 0), 624), (state.get('buffer_pos', 0), 4)):
+        _require(0 <= _is(int, place) <= end, f'{place}, where a random state ends at {end}')
+    return _BIT_GENERATORS[state['bit_generator']]()
 
 def _set_bits(generator, state): generator.bit_generator.state = state
 
@@ -152,6 +156,15 @@ _GENERATORS:dict[str, tuple[type, Callable, Callable, Callable]] = dict(
            lambda state: np.random.Generator(_bits_of(state))),
     legacy=(np.random.RandomState, lambda g: g.get_state(legacy=False), np.random.RandomState.set_state,
             lambda state: np.random.RandomState(_bits_of(state))))
+
+def new_generator(
+    kind:str, # One of `_GENERATORS`
+    state # What it returned as its state
+): # A new random generator
+    "Return a random generator in this state; raises if it isn't one."
+    _, _, set_state, make = _GENERATORS[kind]
+    set_state(generator := make(state), state)
+    return generator
 
 # Which classes there may be
 
@@ -648,11 +661,10 @@ def _array(reader, descr, shape, order, block):
 @_kind('generator')
 def _generator(reader, name, kind, state):
     "Return the random generator of this name, or a new one, which will be in this state."
-    (cls, _, set_state, make), state = _GENERATORS[kind], reader.build(state)
-    found = reader.named(name) if name else None
-    generator = found if type(found) is cls else make(state)
-    reader.fills.append(lambda: set_state(generator, state))
-    return generator
+    new, found = new_generator(kind, state := reader.build(state)), reader.named(name) if name else None
+    if type(found) is not type(new): return new
+    reader.fills.append(lambda: _GENERATORS[kind][2](found, state))
+    return found
 
 @_kind('loaded')
 def _loaded(reader, name, state):

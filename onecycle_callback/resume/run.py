@@ -306,6 +306,11 @@ class ResumableRun(OneFitCallback):
             self._data.warn_of_workers(None, self.checkpoint.name)
             self._say(f'is kept in {self.file}')
             return self._save(self.learn.epoch, 0, must_succeed=True)
+        with self._refusing():
+            self._objects.read(self._own['carried'])
+            for states in filter(None, (self._own['random'], self._own['data']['began'])):
+                self._loaders.read(states['loaders'])
+            self._data.go_to(self._own['data'], self.saved['done'], self.saved['train_iter'])
         self._show_saved_rows(self._data.note(self._own['data'], self.checkpoint.name))
         self._data.warn_of_workers(self._own['data'], self.checkpoint.name)
         if self.saved['done'] == 0:
@@ -333,6 +338,7 @@ class ResumableRun(OneFitCallback):
         learn, saved = self.learn, self.saved
         learn.epoch, learn.train_iter, learn.pct_train = saved['epoch'], saved['train_iter'], saved['pct_train']
         if self.changes: learn.pct_train = self._fraction
+        if self._data.began: set_random_states(self._loaders, self._data.began)     # refused now, or never
         return set_random_states(self._loaders, self._own['random'])
 
     def _restore(self):
@@ -343,7 +349,6 @@ class ResumableRun(OneFitCallback):
                 warn(f"Checkpoint {self.checkpoint.name!r} has state for {', '.join(unused)}, "
                      "which this fit doesn't use")
             set_model_state(self.learn, self.saved['model'])
-            self._data.restore(self._own['data'])
             problems += self._restore_position()
             for cb in self.learn.cbs:
                 if isinstance(cb, OneCycle): cb.enter_epoch()     # as long as its loader makes it now

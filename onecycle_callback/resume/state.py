@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..callback import OneCycle
 from ..fastai_internals import loaders_of
-from .objects import THE_DATA, CannotStore, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import THE_DATA, CannotStore, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -86,7 +86,8 @@ def in_memory(
 def _load_optimizer(opt, state):
     "Load the state of an optimizer; torch's move it to the parameters' device themselves."
     if not isinstance(opt, OptimWrapper):
-        if {*map(type, state['hypers'])} != {dict}: raise ValueError('the hyper-parameters are none')
+        if not all(now.keys() <= new.keys() for now, new in zip(opt.hypers, state['hypers'], strict=True)):
+            raise ValueError('a hyper-parameter is missing')
         state['hypers'] = L(state['hypers'])
         pairs = zip(state['state'], opt.all_params())
         state['state'] = [_with_tensors(methodcaller('to', p.device), s) for s, (p, *_) in pairs]
@@ -283,19 +284,25 @@ class ObjectStates:
         self.standing.look()
         return dump({label: self._save_object(label) for label in self.objects}, self.standing)
 
+    def read(self,
+        content:bytes # What `save` returned, perhaps in an earlier process
+    ) -> tuple[dict, Reader]: # The state of each object by its name, and what can fill the objects that stand here
+        "Read a state, changing nothing; raises `Refused` if `content` holds what no `save` writes."
+        self.standing.look()
+        states, reader = load(content, self.standing)
+        missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
+        if missing or not all(map(_is_state, states.values())): raise Refused(f'a part is missing: {missing}')
+        hiding = [f'{label}.{name}' for label in filter(states.__contains__, self.objects)
+                  for name in states[label].get('attributes', {}) if not self._may_set(label, name)]
+        if hiding: raise Refused(f'{", ".join(hiding)}, which is no state')
+        return states, reader
+
     def restore(self,
         content:bytes, # What `save` returned, perhaps in an earlier process
         with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
     ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
-        "Restore all objects; raises `Refused`, and restores nothing, if `content` holds what no `save` writes."
-        self.standing.look()
-        states, reader = load(content, self.standing)
-        missing = {'Recorder', 'Learner'} & self.objects.keys() - {*states}     # which every training has
-        if missing or not all(type(state) is dict for state in states.values()):
-            raise Refused(f'a part is missing: {missing}')
-        hiding = [f'{label}.{name}' for label in filter(states.__contains__, self.objects)
-                  for name in states[label].get('attributes', {}) if not self._may_set(label, name)]
-        if hiding: raise Refused(f'{", ".join(hiding)}, which is no state')
+        "Restore all objects; raises what `read` raises, and then restores nothing."
+        states, reader = self.read(content)
         reader.fill()
         done, problems = dict[int, tuple](), list[str]()
         def problem(value):
@@ -341,6 +348,12 @@ class ObjectStates:
         "Set an attribute; of an object that is no layer, without its own checks of who may set what."
         if isinstance(obj, nn.Module): setattr(obj, name, value)
         else: vars(obj)[name] = value
+
+def _is_state(state):
+    "Return whether `state` is made up as that of an object."
+    if type(state) is not dict or type(attributes := state.get('attributes', {})) is not dict: return False
+    names = [state.get('settings', []), state.get('lost', []), [*attributes]]
+    return all(type(each) is list and {*map(type, each)} <= {str} for each in names)
 
 def _is_changed(state):
     "Return whether a state holds more than settings."
@@ -425,8 +438,8 @@ def random_states(
     "Return the states of all random generators that training draws from, in this process, and of the data loaders."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda, mps=mps,
-                loaders=loaders.save())
+    return dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(),
+                cuda=cuda, mps=mps, loaders=loaders.save())
 
 def set_global_random_states(
     states:dict # What `random_states` returned
@@ -435,8 +448,9 @@ def set_global_random_states(
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
     torch.set_rng_state(states['torch'])
-    if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
-    if states['mps'] is not None: torch.mps.set_rng_state(states['mps'])
+    # A run may go on elsewhere
+    for i, state in zip(range(torch.cuda.device_count()), states['cuda']): torch.cuda.set_rng_state(state, i)
+    if states['mps'] is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(states['mps'])
 
 def set_random_states(
     loaders:ObjectStates, # The data loaders
