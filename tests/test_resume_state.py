@@ -206,7 +206,8 @@ class Odds(Callback):
         self.itself.append(self.itself)
         self.generators = [random.Random(1), torch.Generator().manual_seed(1), np.random.default_rng(1),
                            np.random.RandomState(1)]
-        self.n, self.op = defaultdict(int), partial(operator.add, 0)
+        self.n, self.op, self.loop = defaultdict(int), partial(operator.add, 0), {}
+        self.loop['itself'] = self.loop
     def after_batch(self):
         if not self.training: return
         n = self.train_iter
@@ -218,6 +219,7 @@ class Odds(Callback):
         self.n[n % 3] += 1
         self.point.x, self.point.trace = n, self.point.trace + [n]
         self.itself.append(n)
+        self.loop['n'] = n
         self.made = Point(n)
         self.slotted = Slotted()
         self.slotted.x, self.slotted.y = n, [n]
@@ -234,7 +236,7 @@ class Odds(Callback):
 def odd_values(odds):
     left_out = ('_learn', 'learn', 'generators', 'by_parameter')
     return {k: v for k, v in vars(odds).items() if k not in left_out} | dict(
-        point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y),
+        loop=odds.loop['n'], point=vars(odds.point), made=vars(odds.made), slotted=(odds.slotted.x, odds.slotted.y),
         itself=odds.itself[1:], last=(odds.last.maxlen, list(odds.last)), n=dict(odds.n), op=odds.op(1),
         when=odds.when.isoformat(), sparse=odds.sparse.to_dense(), swapped=odds.swapped.tolist(),
         days=str(odds.days), text=odds.text.tolist(), long=repr(odds.long))
@@ -249,6 +251,7 @@ def test_values_of_many_types(tmp_path, every, at):
     calm, _, again = made
     assert_same(odd_values(again), odd_values(calm))
     assert again.alias is again.both and again.itself[0] is again.itself[0][0] and isinstance(again.n, defaultdict)
+    assert again.loop['itself'] is again.loop
     assert [*again.by_parameter] == [*again.model.parameters()] if again.learn else True
     for name in ('swapped', 'days', 'text'): assert getattr(again, name).dtype == getattr(calm, name).dtype, name
 

@@ -17,7 +17,8 @@ from support.helpers import frozen_state
 from support.interrupted import N_EPOCH, Interrupt, learner
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import _MARK, read_state, write_file
-from onecycle_callback.resume.objects import Refused, Standing, dump, load
+from onecycle_callback.resume.objects import CannotStore, Refused, Standing, dump, load
+from onecycle_callback.resume.state import ObjectStates
 
 pytestmark = pytest.mark.matrix
 
@@ -180,6 +181,65 @@ def test_what_a_file_claims_takes_no_memory_and_no_time(name):
     except Refused: pass
     finally: (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
     assert peak < 10 * len(content) + 100e6 and time.perf_counter() - begin < 60
+
+# What would take the square of its length
+
+PRIME = 2**61 - 1     # a whole number and its rest by this one have the same hash
+
+def alike(kind, n=200):
+    "Return `n` keys of one hash."
+    if kind == 'whole numbers': return [i * PRIME for i in range(n)]
+    if kind == 'numbers': return [2. ** (61 * i) for i in range(10)] * (n // 10)
+    return [tup(i * PRIME, 1) for i in range(n)]
+
+@pytest.mark.parametrize('holder', ['dict', 'set', 'frozenset'])
+@pytest.mark.parametrize('kind', ['whole numbers', 'numbers', 'tuples'])
+def test_keys_of_one_hash_are_refused(kind, holder):
+    keys = [part for key in alike(kind) for part in ([key, 1] if holder == 'dict' else [key])]
+    with pytest.raises(Refused, match='keys of one hash'): load(program([holder, *keys]), Standing())
+
+def test_keys_of_one_hash_are_not_written():
+    class Same:
+        def __hash__(self): return 1
+    standing = Standing()
+    standing.add_class(Same)
+    assert len(load(dump({Same(): 1 for _ in range(90)}, standing), standing)[0]) == 90
+    for value in ({Same(): 1 for _ in range(110)}, {Same() for _ in range(110)}):
+        with pytest.raises(CannotStore, match='keys of one hash'): dump(value, standing)
+
+def seconds_to_restore(missing, n_attributes):
+    "Return how long it takes to restore many attributes that hold one list, and perhaps an object of an unknown class."
+    shared = ['list', *range(20_000)]     # object 4, after three dictionaries and a list
+    inner = new('nothing.Nothing') if missing else 7
+    attributes = items(a=['list', shared, inner], **{f'a{i}': ['list', ['again', 4], inner] for i in range(n_attributes)})
+    states = ObjectStates(dict(mine=Mine()))
+    begin = time.perf_counter()
+    problems, _ = states.restore(program(items(mine=items(attributes=attributes))))
+    assert len(problems) == (n_attributes + 1) * missing
+    return time.perf_counter() - begin
+
+def test_what_is_missing_is_looked_for_once():
+    assert seconds_to_restore(True, 4000) < 10 * seconds_to_restore(False, 4000)
+
+def test_a_missing_object_is_found_wherever_it_is():
+    "Also where it was met before, and in what holds itself."
+    gone = new('nothing.Nothing')
+    inner = ['list', gone, ['again', 4]]
+    attributes = items(a=inner, b=['list', ['again', 4]], c=['tuple', 1], d=new('types.SimpleNamespace', is_called=False,
+                                                                              state=items(x=['again', 4])))
+    states = ObjectStates(dict(mine=(mine := Mine())))
+    problems, _ = states.restore(program(items(mine=items(attributes=attributes))))
+    assert sorted(problems) == [f"mine.{name} (nothing.Nothing, which isn't here)" for name in 'abd']
+    assert mine.c == (1,) and not {*'abd'} & vars(mine).keys()
+
+def test_nothing_is_filled_twice():
+    mine = Mine()
+    mine.sums = torch.zeros(4)
+    states = ObjectStates(dict(mine=mine))
+    node = ['tensor', 'mine.sums 0 Tensor', [0, 16], 'float32', [4], [1], 0]
+    assert states.standing.objects[node[1]] is mine.sums
+    with pytest.raises(Refused, match='mine.sums 0 Tensor twice'):
+        load(program(['list', node, node], bytes(16)), states.standing)
 
 # Parts that are wrong
 

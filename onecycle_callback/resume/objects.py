@@ -113,7 +113,6 @@ _VALUES:dict[type, tuple[Callable, Callable]] = {
     range: (lambda r: (r.start, r.stop, r.step), range),
     slice: (lambda s: ([s.start, s.stop, s.step],), lambda ends: slice(*_is(list, ends))),
     bytearray: (lambda b: (bytes(b),), lambda b: bytearray(_is(bytes, b))),
-    frozenset: (lambda s: (list(s),), lambda items: frozenset(_keys(_is(list, items)))),
     deque: (lambda d: (list(d), d.maxlen), lambda items, n: deque(_is(list, items), n)),
     OrderedDict: (lambda d: (dict(d),), lambda d: OrderedDict(_is(dict, d))),
     Counter: (lambda c: (dict(c),), lambda d: Counter(_is(dict, d))),
@@ -372,7 +371,8 @@ class Writer:
     def _node(self, obj, n):
         if id(obj) in self.standing.part_names: return ['standing', self.standing.part_names[id(obj)]]
         if type(obj) is list: return self._list(obj)
-        if type(obj) in (tuple, set): return [type(obj).__name__, *map(self.node, obj)]
+        if type(obj) in (dict, set, frozenset) and _are_alike(obj): raise CannotStore('too many keys of one hash')
+        if type(obj) in (tuple, set, frozenset): return [type(obj).__name__, *map(self.node, obj)]
         if type(obj) is dict: return ['dict', *(self.node(each) for item in obj.items() for each in item)]
         if type(obj) is bytes: return ['bytes', *self._block(obj)]
         if type(obj) is StateDict: return self._state_dict(obj.obj)
@@ -532,13 +532,19 @@ def _kind(name):
         return f
     return decorate
 
-def _keys(keys):
-    "Return `keys` if their hashes don't take long: that of a tuple is computed anew at each of its places."
-    def n_items(key, left):
-        for item in key if isinstance(key, (tuple, frozenset)) else (): left = n_items(item, left - 1)
-        _require(left > 0, 'a key of this size')
-        return left
-    for key in keys: n_items(key, 1000)
+def _are_alike(keys):
+    "Return whether more than a hundred of `keys` have one hash: each is compared with all of these before it."
+    hashes = (hash(key) for key in keys if type(key) is not str and not (type(key) is int and abs(key) < 2**60))
+    return np.unique(np.fromiter(hashes, np.int64), return_counts=True)[1].max(initial=0) > 100
+
+def _keys(reader, keys):
+    "Return `keys` if hashing and comparing them takes no longer than their text: a tuple is hashed wherever it stands."
+    def n_left(key, n):
+        for item in key if isinstance(key, (tuple, frozenset)) else (): n = n_left(item, n - 1)
+        _require(n > 0, 'a key of this size')
+        return n
+    for key in keys: reader.take(8 * (1000 - n_left(key, 1000)))
+    _require(not _are_alike(keys), 'too many keys of one hash')
     return keys
 
 @_kind('list')
@@ -550,14 +556,16 @@ def _list(reader, *items):
 @_kind('dict')
 def _dict(reader, *items):
     yield (new := {})
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        key, = _keys([reader.build(key)])
-        new[key] = reader.build(value)
+    items = [*map(reader.build, items)]
+    new.update(zip(_keys(reader, items[::2]), items[1::2], strict=True))
 
 @_kind('set')
 def _set(reader, *items):
     yield (new := set())
-    new.update(_keys([*map(reader.build, items)]))
+    new.update(_keys(reader, [*map(reader.build, items)]))
+
+@_kind('frozenset')
+def _frozenset(reader, *items): return frozenset(_keys(reader, [*map(reader.build, items)]))
 
 @_kind('tuple')
 def _tuple(reader, *items): return tuple(map(reader.build, items))
@@ -607,7 +615,7 @@ def _object(reader, name, cls, is_called, args, state):
     cls, args = reader.build(cls), [*map(reader.build, args)]
     old, missing = reader.standing.objects.get(name), next((arg for arg in args if isinstance(arg, Missing)), None)
     if type(old) is cls:
-        yield old
+        yield reader.once(name, old)
         if (new := reader.build(state)) is not None: reader.fills.append(partial(_set_state, old, new))
     elif missing or not reader.standing.may_build(cls):
         yield missing or (cls if isinstance(cls, Missing) else reader.missing(full_name(cls)))
@@ -620,7 +628,7 @@ def _object(reader, name, cls, is_called, args, state):
 @_kind('loader')
 def _loader(reader, name, state):
     old = reader.standing.objects.get(name)
-    yield old if isinstance(old, _LOADERS) else reader.missing(name)
+    yield reader.once(name, old) if isinstance(old, _LOADERS) else reader.missing(name)
     state = reader.build(state)
     if isinstance(old, _LOADERS): reader.fills.append(lambda: _set_state(old, state))
 
@@ -633,7 +641,7 @@ def _tensor(reader, name, block, dtype, size, stride, offset, device='cpu', cls=
     old = reader.standing.objects.get(name)
     if isinstance(old, torch.Tensor) and (old.shape, old.dtype, old.layout) == (t.shape, t.dtype, t.layout):
         reader.fills.append(lambda: old.detach().copy_(t))
-        return old
+        return reader.once(name, old)
     if type(block) is list and where.type != 'cpu': t = t.to(reader.standing.device_for(where))
     if cls is nn.Parameter: return nn.Parameter(t, requires_grad)
     return reader.as_class(t, cls).requires_grad_(requires_grad)
@@ -664,7 +672,7 @@ def _generator(reader, name, kind, state):
     new, found = new_generator(kind, state := reader.build(state)), reader.named(name) if name else None
     if type(found) is not type(new): return new
     reader.fills.append(lambda: _GENERATORS[kind][2](found, state))
-    return found
+    return reader.once(name, found)
 
 @_kind('loaded')
 def _loaded(reader, name, state):
@@ -672,7 +680,7 @@ def _loaded(reader, name, state):
     obj, state = reader.named(name), reader.build(state)
     if not has_state_dict(obj): return reader.missing(name)
     reader.fills.append(lambda: obj.load_state_dict(state))
-    return obj
+    return reader.once(name, obj)
 
 def _set_state(obj, state):
     "Give an object its attributes, as pickle does."
@@ -694,6 +702,8 @@ class Reader:
         constants = ((name, known()) for known, _, name in standing.constants.values())
         self._objects = standing.objects | {name: obj for name, obj in constants if obj is not None} | standing.parts
         self._built:list = []
+        self._inside, self._holders = 0, array('q')     # the number of what is being built; objects and their holders
+        self._filled:set[str] = set()
         self._blocks:dict[tuple, torch.Tensor] = {}
         self._left = _room_for(len(content))
 
@@ -713,13 +723,35 @@ class Reader:
         if type(node) in ITSELF: return node
         (kind, *args), n = _is(list, node), len(self._built)
         node.clear()     # so that the text and the objects aren't both there
-        if kind == 'again': return self._built[_is(int, *args)]
+        if kind == 'again': n = _is(int, *args)
+        self._holders.extend((n, self._inside))
+        if kind == 'again': return self._built[n]
         self._built.append(None)
+        outer, self._inside = self._inside, n
         made = _KINDS[kind](self, *args)
         is_filled = isinstance(made, GeneratorType)
         self._built[n] = next(made) if is_filled else made
         if is_filled: next(made, None)
+        self._inside = outer
         return self._built[n]
+
+    def lacking(self) -> dict[int, str]:
+        "Return what is missing in each object, or in what it holds, by its id."
+        found = {n: obj.what for n, obj in enumerate(self._built) if isinstance(obj, Missing)}
+        if not found: return {}
+        holders = defaultdict(list)
+        for n, holder in zip(self._holders[::2], self._holders[1::2]): holders[n].append(holder)
+        for n in (queue := [*found]):
+            new = [holder for holder in holders[n] if holder not in found]
+            found.update(dict.fromkeys(new, found[n]))
+            queue += new
+        return {id(self._built[n]): what for n, what in found.items()}
+
+    def once(self, name, obj):
+        "Return an object that stands here, which will be filled; one that is filled again and again takes its time."
+        _require(name not in self._filled, f'{name} twice')
+        self._filled.add(name)
+        return obj
 
     def named(self, name): return self._objects.get(_is(str, name))
 

@@ -135,25 +135,28 @@ def _is_output(value):
 def refill(
     old, # What stands in a training
     new, # What was read
-    done:dict # What was refilled, by the id of `new`: each once
+    done:dict # What was read, and what holds it now, by the ids of both: each once
 ): # `old` with the content of `new`, or `new` if `old` can't hold it
     "Fill a list, a dictionary, a set or an array, so that others who hold it see it restored."
     if id(new) not in done:
-        is_taken = any(old is filled for _, filled in done.values())
-        done[id(new)] = new, new if is_taken or type(old) is not type(new) else _filled(old, new, done)
+        is_filled = type(old) is type(new) and id(old) not in done and _can_hold(old, new)
+        result = old if is_filled else new
+        done[id(new)], done[id(result)] = (new, result), (result, result)
+        if is_filled: _fill(old, new, done)
     return done[id(new)][1]
 
-def _filled(old, new, done):
+def _can_hold(old, new):
+    if not isinstance(old, np.ndarray): return isinstance(old, (list, dict, set))
+    return (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable
+
+def _fill(old, new, done):
     if isinstance(old, list): old[:] = new
     elif isinstance(old, dict):
         entries = {key: refill(old.get(key), value, done) for key, value in new.items()}
         old.clear()
         old.update(entries)
     elif isinstance(old, set): old ^= old ^ new
-    elif isinstance(old, np.ndarray) and (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable:
-        old[...] = new
-    else: return new
-    return old
+    else: old[...] = new
 
 def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
 
@@ -304,12 +307,10 @@ class ObjectStates:
         "Restore all objects; raises what `read` raises, and then restores nothing."
         states, reader = self.read(content)
         reader.fill()
-        done, problems = dict[int, tuple](), list[str]()
+        lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
         def problem(value):
             "Return why a value can't be restored: something in it is missing."
-            try: return reader.unknown and digest(value, self.standing) and None
-            except CannotStore as e: return str(e)
-            except Exception: return None     # what stands here and saves itself
+            return id(value) in lacking and f"{lacking[id(value)]}, which isn't here"
         for label in filter(states.__contains__, self.objects):
             kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
             problems += self._restore_object(label, states[label], problem, done, kept)
