@@ -96,7 +96,7 @@ def plan_for(
     size = n_epoch, _known_batches(learn, n_batch), len(to_train.param_lists)
     parts:tuple = replace(schedule, max_lr=max_lr, moms=moms), *size
     kind, accumulation = OneCyclePlan, accumulation_for(learn, cbs, n_batch)
-    if minutes is not None: kind, parts = TimedPlan, (*parts, minutes)
+    if minutes is not None: kind, parts = TimedPlan, (*parts, minutes, _accumulating(cbs) is not None)
     elif accumulation is not None: kind, parts = SteppedPlan, (*parts, accumulation)
     # Making one checks a user's own curve at a thousand positions
     if type(known) is kind and parts == tuple(getattr(known, f.name) for f in fields(known)): return known
@@ -481,7 +481,7 @@ class TimedCycle(OneCycle):
         self._epochs = range(sys.maxsize)
 
     def make_plan(self, learn, n_epoch=None, opt=None, cbs=()):
-        return plan_for(self.schedule, learn, 1, opt, self.n_batch, minutes=self.minutes, known=self.plan)
+        return plan_for(self.schedule, learn, 1, opt, self.n_batch, [*learn.cbs, *cbs], self.minutes, self.plan)
 
     def make_position(self): return self.position
 

@@ -4,7 +4,7 @@
 # expects where; a position tells where the batch that comes really is.
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import repeat
 from math import exp, inf
@@ -84,6 +84,8 @@ class SteppedPlan(OneCyclePlan):
     batch has the values of the step that it is accumulated for; batches that are left over have those of the end."""
     accumulation:Accumulation=Accumulation(1, 1, 1, 1) # How batches become steps
 
+    accumulates = True
+
     @cached_property
     def steps(self) -> Steps:
         "The steps of the cycle."
@@ -113,6 +115,7 @@ class TimedPlan(OneCyclePlan):
 
     A notebook shows its `table` and its picture, over minutes."""
     minutes:float=1. # The budget
+    accumulates:bool=field(default=False, repr=False) # Whether several batches may make a step
 
     unit = 'minute'
 

@@ -12,6 +12,7 @@ from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, Dat
                            accuracy)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastai.callback.training import GradientAccumulation
 from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
 from torch.nn import functional as F
@@ -495,6 +496,23 @@ def test_what_extend_refuses(tmp_path, make, kwargs, why):
     interrupt(learner(tmp_path))
     content = (tmp_path / CYCLE).read_bytes()
     with pytest.raises(ValueError, match=why): fit(make(tmp_path), extend=True, **kwargs)
+    assert (tmp_path / CYCLE).read_bytes() == content
+
+@pytest.mark.parametrize('length', [dict(n_epoch=N_EPOCH), dict(minutes=.01)], ids=['epochs', 'minutes'])
+@pytest.mark.parametrize('extend', [False, True])
+@pytest.mark.parametrize('before, after', [((), GradientAccumulation(8)), (GradientAccumulation(8), ())],
+                         ids=['added', 'removed'])
+def test_accumulation_that_is_added_or_removed_is_refused(tmp_path, before, after, extend, length):
+    "A batch is a step, or a part of one: what was recorded doesn't go on."
+    def fit(cbs, **kwargs):
+        keep = CycleCheckpoint('run1', every=7, **kwargs)
+        if 'minutes' in length: learner(tmp_path).fit_one_cycle(max_lr=.05, cbs=cbs, checkpoint=keep, **length)
+        else: learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=cbs, checkpoint=keep)
+    with pytest.raises(RuntimeError, match='interrupted'): fit([*L(before), Interrupt(15)])
+    content = (tmp_path / CYCLE).read_bytes()
+    steps = ['of a batch', 'of several batches'][::-1 if before else 1]
+    why = "'run1' belongs to a different run.*step: '{}' in the file, '{}' now".format(*steps)
+    with pytest.raises(ValueError, match=why): fit(after, extend=extend)
     assert (tmp_path / CYCLE).read_bytes() == content
 
 def test_nothing_to_extend(tmp_path, capsys):

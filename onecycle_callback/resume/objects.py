@@ -555,9 +555,10 @@ def _list(reader, *items):
 
 @_kind('dict')
 def _dict(reader, *items):
-    yield (new := {})
-    items = [*map(reader.build, items)]
-    new.update(zip(_keys(reader, items[::2]), items[1::2], strict=True))
+    new:dict = {}
+    yield new
+    parts = [*map(reader.build, items)]
+    new.update(zip(_keys(reader, parts[::2]), parts[1::2], strict=True))
 
 @_kind('set')
 def _set(reader, *items):

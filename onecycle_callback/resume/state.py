@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..callback import OneCycle
 from ..fastai_internals import loaders_of
-from .objects import THE_DATA, CannotStore, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
