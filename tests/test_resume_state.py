@@ -274,6 +274,48 @@ def test_an_object_of_a_class_that_is_met_too_late_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r"does not hold Late\.point, which cannot be stored: it starts over"):
         with pytest.raises(RuntimeError, match='interrupted'): fit(learner(tmp_path), [Late(), Interrupt(30)], 'run1')
 
+def counter():
+    n = 0
+    def count():
+        nonlocal n
+        n += 1
+        return n
+    return count
+
+def mean():
+    total = torch.zeros(())
+    def add(x):
+        nonlocal total
+        total = total + x
+        return total
+    return add
+
+def recursive(n=0):
+    def calls_itself(depth=2): return calls_itself(depth - 1) if depth else len(threads)
+    threads = [threading.Lock()]
+    return calls_itself
+
+@pytest.mark.parametrize('make, is_lost', [
+    (counter, True), (lambda: partial(counter()), True), (lambda: [counter()], True), (lambda: dict(f=counter()), True),
+    (lambda: mean(), True), (recursive, False), (lambda: (lambda loss=nn.MSELoss(): loss), False)],
+    ids=['counter', 'partial', 'list', 'dictionary', 'tensor', 'constant', 'default'])
+def test_what_a_function_remembers_is_named(tmp_path, make, is_lost):
+    "In variables of the function around it, which no file holds; a function that only reads them is no alarm."
+    class Calls(Callback):
+        def __init__(self): self.f = make()
+        def after_batch(self):
+            f = self.f['f'] if isinstance(self.f, dict) else self.f[0] if isinstance(self.f, list) else self.f
+            if self.training: f(1) if make.__code__.co_names == ('mean',) else f()
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(RuntimeError, match='interrupted'):
+        warnings.simplefilter('always')
+        fit(learner(tmp_path), [Calls(), Interrupt(30)], CycleCheckpoint('run1', every=7))
+    said = [str(w.message) for w in caught if 'does not hold' in str(w.message)]
+    assert len(said) == is_lost and all('hold what functions in Calls.f remember,' in text for text in said)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        fit(learner(tmp_path), [Calls()], CycleCheckpoint('run1', every=7))
+    assert any('saved without what functions in Calls.f remember' in str(w.message) for w in caught) == is_lost
+
 def test_parameters_as_keys(tmp_path):
     class Keys(Callback):
         order = 20_000

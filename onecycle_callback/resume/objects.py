@@ -21,6 +21,7 @@ import random
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -205,6 +206,7 @@ class Standing:
         self.methods:set[tuple] = set()     # by the names of their objects, and their own
         self.constants:dict[int, tuple] = {}     # by id: a weak reference, the marks and a name
         self.stacks:dict[int, list] = {}     # lists that only grow, by id: what was in them, and that as one tensor
+        self.kept:list = []     # what functions had in the variables around them
         self._seen:set[type] = set()
         self.look()
 
@@ -341,6 +343,8 @@ class Writer:
     ):
         self.standing, self.file, self.learning = standing, file, learning
         self.holds_bits = False     # whether tensors or random generators were met
+        self.variables:list = []     # what functions remember, which the file leaves out
+        self._functions:set[int] = set()
         self._learned, self._count, self._n_written = count(), count(), 0
         self._seen:dict[int, int] = {}     # the numbers of the objects, by id
         self._kept:list = []     # all of them, so that their ids stay theirs
@@ -420,8 +424,23 @@ class Writer:
         name, owner = full_name(obj), getattr(obj, '__self__', None)
         if isinstance(owner, (list, dict, set, deque)): self._name(obj)     # one of many of this name
         elif self.learning: self.standing.add(obj, name)
+        if not self.file: self._note_variables(obj)
         if self.standing.find(name) is obj: return ['class', name]
         return self._by_name(obj, name if isinstance(obj, type) else f'the function {name}')
+
+    def _note_variables(self, function):
+        "Note what a function remembers in the variables of the function around it, as far as it can be told."
+        cells = getattr(function, '__closure__', None) or ()
+        if id(function) in self._functions: return
+        self._functions.add(id(function))     # it may be one of them
+        for cell in cells:
+            writer = Writer(self.standing)     # of its own, since it may stop halfway
+            writer._functions = self._functions
+            with suppress(Exception):
+                value = cell.cell_contents
+                if self.learning: self.standing.kept.append(value)     # so that its id stays its own
+                is_tensor = isinstance(value, torch.Tensor)
+                self.variables += [writer.node(value), is_tensor and (id(value), value._version), *writer.variables]
 
     def _by_name(self, obj, what):
         if id(obj) not in self.standing.names: raise CannotStore(what)
@@ -790,10 +809,10 @@ def digest(
     value, # Any objects
     standing:Standing, # What stands in the training
     learning:str='' # Note what is met as standing there, under names that begin so
-) -> tuple[str, bool]: # A text that differs if `value` does, but for tensors; whether it holds tensors or generators
+) -> tuple[str, bool, str]: # What differs if `value` does, but for tensors, which it may hold; what functions remember
     "Tell whether `value` has changed; raises `CannotStore`, or what its own methods raise, if it can't be stored."
     writer = Writer(standing, learning=learning)
-    return json.dumps(writer.node(value)), writer.holds_bits
+    return json.dumps(writer.node(value)), writer.holds_bits, json.dumps(writer.variables)
 
 def dump(
     value, # Any objects

@@ -269,6 +269,7 @@ class ObjectStates:
             else: attributes[name] = form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
             if now is not None and now == initial and not now[1]: settings.append(name)
+            if now and initial and now[2] != initial[2]: self.lost.add(f'what functions in {label}.{name} remember')
         made = {name for name, value in current.items() if self._was_made(label, name, value)}
         if any(f'{label}.{name}' in self.lost for name in made & {*lost}):
             # with half of them, such as a head without its optimizer, no training goes on, so all start over
