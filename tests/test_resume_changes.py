@@ -13,7 +13,7 @@ from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, Dat
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import GradientAccumulation
-from fastai.losses import LabelSmoothingCrossEntropy
+from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -21,6 +21,8 @@ from torch.nn.utils import prune
 from support.helpers import frozen_state
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
 from onecycle_callback import CycleCheckpoint
+from onecycle_callback.resume.file import read_state
+from onecycle_callback.resume.objects import Standing, load
 
 pytestmark = pytest.mark.matrix
 
@@ -58,6 +60,19 @@ def test_a_callback_that_is_taken_off(tmp_path, every, event):
     expected = calm(make, tmp_path, [At(take_off, event=event)])
     interrupt(make(tmp_path), [At(take_off, event=event)], every=every)
     assert_same(results(fit(make(tmp_path), At(take_off, event=event), every=every)), expected)
+
+def test_the_learner_of_a_callback_is_never_stored(tmp_path):
+    "It belongs to fastai: what a callback that was taken off has there is nothing to go on with."
+    class Ordinary(Callback):
+        run_valid, n = False, 0
+        def after_batch(self): self.n += 1
+    interrupt(learner(tmp_path), [Ordinary(), At(lambda learn: learn.remove_cb(learn.ordinary))])
+    states = load(read_state(tmp_path / CYCLE)['processes'][0]['carried'], Standing())[0]
+    assert states['Ordinary']['attributes'] == dict(n=20) and len(states) > 10
+    assert not any({'learn', '_learn'} & state.get('attributes', {}).keys() for state in states.values())
+    learn, kept = learner(tmp_path), Ordinary()
+    fit(learn, kept)
+    assert kept.n == 20 and kept.learn is None
 
 class BatchSize(Callback):
     "Give each epoch a batch size, in `event` of it or of the one before."
@@ -407,16 +422,19 @@ class Logs(Callback):
     def after_batch(self): self.writer.add_scalar('loss', self.loss)
 
 @pytest.mark.parametrize('make, cb', [(lambda path: learner(path), Logs),
-                                      (lambda path: smooth(path), MixUp)], ids=['writer', 'label smoothing'])
+                                      (lambda path: smooth(path, LabelSmoothingCrossEntropy), MixUp),
+                                      (lambda path: smooth(path, LabelSmoothingCrossEntropyFlat), MixUp),
+                                      (lambda path: smooth(path, FocalLossFlat), MixUp)],
+                         ids=['writer', 'label smoothing', 'label smoothing, flat', 'focal loss'])
 def test_no_false_alarm(tmp_path, make, cb):
     with warnings.catch_warnings():
         warnings.filterwarnings('error', ".*Checkpoint 'run1'")
         interrupt(make(tmp_path), [cb()])
         fit(make(tmp_path), cb())
 
-def smooth(path):
+def smooth(path, loss):
     learn = learner(path)
-    learn.loss_func = LabelSmoothingCrossEntropy()
+    learn.loss_func = loss()
     return learn
 
 # Threads

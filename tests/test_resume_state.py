@@ -332,7 +332,7 @@ class Guarded:
 
 def test_an_object_that_stands_there_and_can_save_itself(tmp_path):
     class Counts(Callback):
-        def __init__(self): self.guarded = Guarded()
+        def __init__(self): self.guarded = self.same = Guarded()
         def after_batch(self): self.guarded.n += 1
     made = []
     check(learner, tmp_path, lambda: [made.append(Counts()) or made[-1]])

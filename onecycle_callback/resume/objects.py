@@ -364,12 +364,13 @@ class Writer:
     ): # What JSON knows
         "Return what to write for `obj`."
         if type(obj) in ITSELF: return obj
-        if id(obj) in self._seen: return ['again', self._seen[id(obj)]]
+        key = id(obj.obj if type(obj) is StateDict else obj)
+        if key in self._seen: return ['again', self._seen[key]]
         n = next(self._count)
-        if type(obj) in (list, dict, set): self._seen[id(obj)] = n     # what may hold itself
+        if type(obj) in (list, dict, set): self._seen[key] = n     # what may hold itself
         self._kept.append(obj)
         node = self._node(obj, n)
-        self._seen[id(obj)] = n
+        self._seen[key] = n
         return node
 
     def _node(self, obj, n):

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy, deepcopy
-from functools import partial
+from functools import WRAPPER_ASSIGNMENTS, partial
 from operator import methodcaller
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -209,6 +209,7 @@ def without_changes(
 _ABSENT = object()
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
+_WRAPPED = {*WRAPPER_ASSIGNMENTS, '__wrapped__'}     # what `functools.wraps` copies: some of fastai's losses have it
 
 class ObjectStates:
     "Save and restore what objects remember: their `state_dict`, or their attributes."
@@ -219,7 +220,7 @@ class ObjectStates:
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
         self.objects, self.by_attributes = objects, by_attributes
-        self._skip = {label: {*(skip or {}).get(label, ())} | (_FASTAIS if isinstance(obj, Callback) else set())
+        self._skip = {label: {*(skip or {}).get(label, ())} | _WRAPPED | (_FASTAIS if isinstance(obj, Callback) else set())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
