@@ -112,11 +112,11 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     refuse_second_cycle(learn)
     if learn.opt is None and makes_its_own(learn): learn.create_opt()
     opt, lr = prospective_opt(learn, reset_opt)
-    plan = cycle.plan = cycle.make_plan(learn, cycle_len, (opt, lr), L(cbs))
+    cycle.plan = cycle.make_plan(learn, cycle_len, (opt, lr), L(cbs))
     cycle.is_checked = True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, wds, None
-    run = checkpoint.open(learn, plan, opt, epochs, wd)
+    run = checkpoint.open(learn, cycle, opt, epochs, wd)
     cycle.run_epochs(run.epochs)
     return cycle, wds, run
 

@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from ..arguments import check_flag, check_whole
 from ..processes import from_rank_0
 from .file import RunLock, check_writable, date_of, read_file, read_state
-from .fingerprint import EXTENDABLE, fingerprint_differences, run_fingerprint, worker_note
-from .run import Call, ResumableRun
+from .fingerprint import can_extend, fingerprint_differences, run_fingerprint, worker_note
+from .run import ResumableRun
 from .state import without_changes
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
@@ -88,7 +88,7 @@ def as_checkpoint(
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #3f1cd680
 @patch
-def _saved(self:CycleCheckpoint, file, fingerprint):
+def _saved(self:CycleCheckpoint, file, plan, fingerprint):
     """Return the state in `file`, `None` to start a new cycle, and what differs from its run, which is extended.
 
     Raises `ValueError` if it is a different run's."""
@@ -96,10 +96,10 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
     saved = None if content is None else read_state(file, content)
     if saved is None or self.restart: return None, []
     differences = fingerprint_differences(saved['work'], fingerprint)
-    lines, can_extend = [line for lines in differences.values() for line in lines], {*differences} <= EXTENDABLE
-    if differences and not (self.extend and can_extend):
+    lines, is_extendable = [line for lines in differences.values() for line in lines], can_extend(plan, differences)
+    if differences and not (self.extend and is_extendable):
         date = from_rank_0(lambda: date_of(file))
-        extend = f', CycleCheckpoint({self.name!r}, extend=True) to go on with the new ones' if can_extend else ''
+        extend = f', CycleCheckpoint({self.name!r}, extend=True) to go on with the new ones' if is_extendable else ''
         raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: {"; ".join(lines)}. '
                          f'Use the original arguments, another name{extend}, '
                          f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
@@ -109,20 +109,20 @@ def _saved(self:CycleCheckpoint, file, fingerprint):
 @patch
 def open(self:CycleCheckpoint,
     learn, # The `Learner`
-    plan, # The `OneCyclePlan` of the cycle
+    cycle, # The `OneCycle` that will train, with its plan
     opt, # The optimizer that will train
     epochs:range, # The epochs of the cycle to train
     wd=None # Weight decay; default the Learner's
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
     file = Path(os.path.realpath(learn.path/learn.model_dir/f'{self.name}.cycle'))     # of a link, the target
-    look = partial(run_fingerprint, learn, plan, epochs=epochs, wd=wd, fine_tune=getattr(self, 'fine_tune', None))
+    look = partial(run_fingerprint, learn, cycle.plan, epochs=epochs, wd=wd, fine_tune=getattr(self, 'fine_tune', None))
     lock, fingerprint = RunLock(file), without_changes(learn, file, look(opt))
-    saved, changes = self._saved(file, fingerprint)
+    saved, changes = self._saved(file, cycle.plan, fingerprint)
     if changes and saved['epoch'] >= epochs.stop:
         raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint {self.name!r} has '
                          f'trained, got {epochs.stop}')
-    run = ResumableRun(learn, self, lock, Call(plan, epochs, fingerprint, look), saved, changes)
+    run = ResumableRun(learn, self, lock, cycle, epochs, fingerprint, look, saved, changes)
     if run.is_complete: return run
     n_bytes = sum(p.nbytes for p in learn.model.parameters())
     from_rank_0(lock.check)

@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 from ..fastai_internals import loaders_of, n_workers
 from ..optimizer import OptAdapter, opt_name
 from ..processes import world_size
-from ..schedule import OneCycleSchedule
 
 def _as_text(value):
     "Return an argument as text that differs if the argument does."
@@ -129,8 +128,13 @@ def run_fingerprint(
                 loss_tensors=_loss_tensors_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
                 trained='by fine_tune' if fine_tune else _frozen_as_text(opt))     # which freezes by itself
 
-# What may differ if a run is extended on purpose
-EXTENDABLE = {'cycle_len', 'start_epoch', 'stop_epoch', 'schedule', *(f.name for f in fields(OneCycleSchedule))}
+def can_extend(
+    plan, # The `OneCyclePlan` of the cycle
+    differences:dict # What `fingerprint_differences` returned
+) -> bool:
+    "Return whether a run that differs so can be extended on purpose."
+    length = {'cycle_len', 'start_epoch', 'stop_epoch', 'schedule'}
+    return differences.keys() <= length | {f.name for f in fields(plan.schedule)}
 
 def _is_same(a, b):
     "Return whether two texts are equal, or the same number to nine digits: another CPU rounds a power in another way."

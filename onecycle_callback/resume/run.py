@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from warnings import warn
@@ -19,11 +18,9 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 
-from ..callback import OneCycle
 from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
 from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
-from ..schedule import OneCyclePlan
 from .data import data_position
 from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
 from .fingerprint import NOT_INITIALISED, layout, layout_differences
@@ -39,14 +36,6 @@ _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more t
 # file stays as it is; it is complete
 TRAINING, STOPPING, STOPPED, COMPLETE = 'training', 'stopping', 'stopped', 'complete'
 
-@dataclass
-class Call:
-    "What a call of `fit_one_cycle` asks for."
-    plan:OneCyclePlan # The plan of the cycle
-    epochs:range # The epochs of the cycle to train
-    fingerprint:dict # What must be the same for the run to be resumed
-    look:Callable # Returns the fingerprint with a given optimizer, as it is now
-
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
@@ -55,14 +44,18 @@ class ResumableRun(OneFitCallback):
         learn, # The `Learner`
         checkpoint, # The `CycleCheckpoint`
         lock:RunLock, # The lock of the file
-        call:Call, # The cycle to train
+        cycle, # The `OneCycle` that trains, with its plan
+        epochs:range, # The epochs of the cycle to train
+        fingerprint:dict, # What must be the same for the run to be resumed
+        look:Callable, # Returns the fingerprint with a given optimizer, as it is now
         saved:dict|None, # The state in the file, if the cycle resumes
         changes:list # What differs from the run in the file, which is extended on purpose
     ):
-        self.checkpoint, self.file, self._lock, self.call, self.plan = checkpoint, lock.file, lock, call, call.plan
+        self.checkpoint, self.file, self._lock = checkpoint, lock.file, lock
+        self.cycle, self.plan, self.fingerprint, self._look = cycle, cycle.plan, fingerprint, look
         self.saved:Any = saved
         self._own:dict = {} if saved is None else self._unpacked(saved)     # what was saved by the process of this rank
-        self.epochs = call.epochs if saved is None else range(saved['epoch'], call.epochs.stop)
+        self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
         self.changes = changes
         self.is_complete = saved is not None and saved['status'] != 'running' and not changes
         self.state, self._status = TRAINING, 'complete'
@@ -130,7 +123,7 @@ class ResumableRun(OneFitCallback):
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
                 loaders.restore(position, with_settings=True)
-            if learn.opt is not None: note_changes(learn, self.file, self.call.fingerprint, self.call.look(learn.opt))
+            if learn.opt is not None: note_changes(learn, self.file, self.fingerprint, self._look(learn.opt))
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."
@@ -211,7 +204,7 @@ class ResumableRun(OneFitCallback):
         self._warn_of_lost()
         if processes is None: return     # rank 0 writes
         learn, model = self.learn, model_state(self.learn)
-        state = dict(format=FILE_FORMAT, work=self.call.fingerprint, status=status, epoch=epoch, done=n_done,
+        state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
                      lost=sorted(self._warned), logs=self._log_sizes(), train_iter=learn.train_iter,
                      pct_train=float(learn.pct_train), rows=list(self._rows), processes=processes,
                      model=in_memory(model) if in_background else model)
@@ -350,8 +343,7 @@ class ResumableRun(OneFitCallback):
                      "which this fit doesn't use")
             set_model_state(self.learn, self.saved['model'])
             problems += self._restore_position()
-            for cb in self.learn.cbs:
-                if isinstance(cb, OneCycle): cb.enter_epoch()     # as long as its loader makes it now
+            self.cycle.enter_epoch()     # as long as its loader makes it now
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
@@ -394,12 +386,11 @@ class ResumableRun(OneFitCallback):
 
     def _continue_record(self):
         "Let the record of a run that was complete go on."
-        hps = getattr(getattr(self.learn, 'recorder', None), 'hps', None)
-        for cb in self.learn.cbs:
-            if isinstance(cb, OneCycle) and not cb.state_dict() and hps is not None:
-                before = dict(hps)
-                cb.start()
-                cb.load_state_dict(cb.state_dict() | dict(hps={name: before[name] for name in cb.state_dict()['hps']}))
+        cycle, hps = self.cycle, getattr(getattr(self.learn, 'recorder', None), 'hps', None)
+        if cycle.state_dict() or hps is None: return
+        cycle.start()
+        state = cycle.state_dict()
+        cycle.load_state_dict(state | dict(hps={name: hps[name] for name in state['hps']}))
 
     def _load_complete(self, reset_opt):
         "Load a complete cycle into the `Learner`, without training."

@@ -31,8 +31,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from ..callback import OneCycle
-from ..fastai_internals import loaders_of
+from ..fastai_internals import OneFitCallback, loaders_of
 from .objects import THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
@@ -413,7 +412,7 @@ def object_states(
 ) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
-    callbacks.sort(key=lambda cb: not isinstance(cb, OneCycle))     # it starts the record that others look at
+    callbacks.sort(key=lambda cb: not isinstance(cb, OneFitCallback))     # a cycle starts the record that others look at
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()
