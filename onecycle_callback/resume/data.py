@@ -13,9 +13,7 @@ from ..stream import StreamCallback, has_length
 from .objects import Refused, Standing, dump, has_state_dict, load
 from .state import random_states, set_global_random_states, set_random_states
 
-def loader_state(
-    loader # A data loader, or anything that can be iterated over
-): # Bytes; `None` if it says nothing that can be stored
+def loader_state(loader): # Bytes; `None` if it says nothing that can be stored
     "Return what `loader` says about its position."
     if not has_state_dict(loader): return None
     try: return dump(loader.state_dict(), Standing())
@@ -30,10 +28,7 @@ def _read(told):
 
 class EpochPosition:
     "The position of a training in its data, where each epoch is a pass over them."
-    def __init__(self,
-        learn, # The `Learner`
-        loaders # The `ObjectStates` of its data loaders
-    ):
+    def __init__(self, learn, loaders):
         self.learn, self.loaders = learn, loaders
         self.began:Any = None     # random states, where the current pass began
         self.told:Any = None      # what the data loader said about its position in the saved state
@@ -42,31 +37,20 @@ class EpochPosition:
         "Note the random states with which a pass over the training data begins."
         self.began = random_states(self.loaders)
 
-    def enter_epoch(self,
-        n_done:int # How many of its batches are trained
-    ):
+    def enter_epoch(self, n_done:int):
         "Prepare for the batches of an epoch."
         if n_done == 0: self.note_pass()
 
-    def is_in_pass(self,
-        n_done:int, # Number of batches trained in this epoch
-        n_trained:int # Number of batches trained in all
-    ) -> bool:
+    def is_in_pass(self, n_done:int, n_trained:int) -> bool:
         "Return whether a pass over the training data is under way."
         return n_done > 0
 
-    def state(self,
-        n_done:int # Number of batches trained in this epoch
-    ) -> dict: # `n_taken` is the number of batches to draw again from a stream
+    def state(self, n_done:int) -> dict: # `n_taken` is the number of batches to draw again from a stream
         "Return what leads back to this position."
         is_in, loader = self.is_in_pass(n_done, self.learn.train_iter), self.learn.dls.train
         return dict(n_taken=0, began=self.began if is_in else None, told=loader_state(loader) if is_in else None)
 
-    def go_to(self,
-        state:dict, # What `state` returned
-        n_done:int, # Number of batches trained in this epoch
-        n_trained:int # Number of batches trained in all
-    ):
+    def go_to(self, state:dict, n_done:int, n_trained:int):
         "Note where to go; raises `Refused` if `state` doesn't say it."
         if state['began'] is None and self.is_in_pass(n_done, n_trained): raise Refused('no beginning of the epoch')
         self.began, self.told = state['began'], None if state['told'] is None else _read(state['told'])
@@ -97,17 +81,11 @@ class EpochPosition:
         set_global_random_states(now)
         return batches
 
-    def note(self,
-        state:dict, # What `state` returned
-        name:str # The name of the checkpoint
-    ) -> str: # Nothing if there is nothing to say
+    def note(self, state:dict, name:str) -> str: # Nothing if there is nothing to say
         "Return a sentence about the way to the position."
         return ''
 
-    def warn_of_workers(self,
-        state:dict|None, # What `state` returned, if the run resumes
-        name:str # The name of the checkpoint
-    ):
+    def warn_of_workers(self, state:dict|None, name:str):
         "Warn of random states inside the workers of a data loader, which can't be saved, or are lost on the way."
         if any(map(has_persistent_workers, loaders_of(self.learn.dls))):
             warn('A checkpoint cannot restore the random states inside the workers of a DataLoader with '
@@ -118,12 +96,7 @@ class EpochPosition:
 
 class StreamPosition(EpochPosition):
     "The position of a training in a stream, whose passes over the data go on from epoch to epoch."
-    def __init__(self,
-        learn, # The `Learner`
-        loaders, # The `ObjectStates` of its data loaders
-        stream:StreamCallback, # The callback that makes its epochs
-        replay:bool=True # Whether to run the stream forward to its position
-    ):
+    def __init__(self, learn, loaders, stream:StreamCallback, replay:bool=True):
         super().__init__(learn, loaders)
         self.stream, self.replay = stream, replay
         stream.on_pass = self.note_pass
@@ -168,11 +141,7 @@ class StreamPosition(EpochPosition):
         stream.go_to(place, run_forward=not is_told)
         set_random_states(self.loaders, now)
 
-def data_position(
-    learn, # The `Learner`
-    loaders, # The `ObjectStates` of its data loaders
-    replay:bool=True # Whether to run a stream forward to its position
-) -> EpochPosition:
+def data_position(learn, loaders, replay:bool=True) -> EpochPosition:
     "Return the position of a fit of `learn` in its data."
     for cb in learn.cbs:
         if isinstance(cb, StreamCallback) and cb.n_batch is not None: return StreamPosition(learn, loaders, cb, replay)

@@ -51,9 +51,7 @@ def _part_of(path):
     "Return a new temporary name for the file at `path`, drawn from no generator that training draws from."
     return path.with_name(f'{path.name}.{uuid4().hex[:8]}.part')
 
-def remove_parts(
-    path:Path # A checkpoint file that no other process writes
-):
+def remove_parts(path:Path):
     "Remove what saves of `path` left behind when their processes were killed."
     name = re.compile(re.escape(path.name) + r'(\.[0-9a-f]{8})?\.part')
     for part in path.parent.iterdir():
@@ -72,10 +70,7 @@ _MARK = b'1cycle, checksum: '
 
 def _end_of(crc): return _MARK + crc.to_bytes(4, 'big')
 
-def write_file(
-    path:Path, # The file to replace; its folder is made if it doesn't exist
-    state # Plain values and tensors
-):
+def write_file(path:Path, state):
     "Replace the file at `path` with one that holds `state`, or leave it unchanged and raise what went wrong."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
@@ -108,35 +103,25 @@ def check_writable(
 
 # Reading
 
-def read_file(
-    path:Path # The file, which may not exist
-) -> bytes|None:
+def read_file(path:Path) -> bytes|None:
     "Return the content of the file at `path`, `None` if there is none; raises `ValueError` if it is a folder."
     if path.is_dir(): raise ValueError(f'checkpoint: {path} is a folder. Move it away, or choose another name')
     if path.exists() and not path.is_file():     # reading a pipe would wait for ever
         raise ValueError(f'checkpoint: {path} is no ordinary file. Move it away, or choose another name')
     return path.read_bytes() if path.exists() else None
 
-def date_of(
-    path:Path # The file
-) -> str: # Such as `2026-01-31 14:05`
+def date_of(path:Path) -> str: # Such as `2026-01-31 14:05`
     "Return when the file at `path` was written, in local time."
     return datetime.fromtimestamp(path.stat().st_mtime).strftime('%Y-%m-%d %H:%M')
 
 _FORMAT = 'a cycle of onecycle_callback, '
 FILE_FORMAT = _FORMAT + '1'     # what a file says about itself under 'format'
 
-def refused(
-    path:Path, # The file
-    why # What is wrong with it
-) -> ValueError:
+def refused(path:Path, why) -> ValueError:
     "Return the error that refuses the file at `path`."
     return ValueError(f'checkpoint: {path} {why}. It was left unchanged. Move it away, or choose another name')
 
-def read_state(
-    path, # The file
-    content:bytes|None=None # Its content, if it was read already
-) -> dict: # The state, on the CPU
+def read_state(path, content:bytes|None=None) -> dict:
     "Return the state in a checkpoint file, which runs no code; raises `ValueError` if it isn't a checkpoint."
     content = Path(path).read_bytes() if content is None else content
     end = len(content) - len(_end_of(0))
@@ -234,9 +219,7 @@ class RunLock:
 
     The operating system releases the lock when the process ends, however that happens. Who holds it is written to a
     file beside it, since Windows lets nobody read a locked one. Where there are no locks, a run trains without one."""
-    def __init__(self,
-        file:Path # The checkpoint file; neither it nor its folder need exist
-    ):
+    def __init__(self, file:Path):
         self.file, self._before = file, _stamp(file)
         self._path, self._holder = file.with_name(f'{file.name}.lock'), file.with_name(f'{file.name}.lock.holder')
         self._lock = FileLock(self._path)

@@ -96,10 +96,7 @@ def _size(dl):
     try: return len(dl.dataset)
     except (AttributeError, TypeError): return None
 
-def layout(
-    learn, # The `Learner`
-    opt # The optimizer that trains
-) -> dict: # Text by name, and `model`, a dictionary of text
+def layout(learn, opt) -> dict: # Text by name, and `model`, a dictionary of text
     "Return what a state must have in common with a training to be restored there."
     return dict(optimizer=opt_name(opt), groups=_as_text([len(params) for params in opt.param_lists]),
                 model=_model_as_text(get_model(learn.model)))
@@ -128,10 +125,7 @@ def run_fingerprint(
                 loss_tensors=_loss_tensors_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
                 trained='by fine_tune' if fine_tune else _frozen_as_text(opt))     # which freezes by itself
 
-def can_extend(
-    plan, # The `OneCyclePlan` of the cycle
-    differences:dict # What `fingerprint_differences` returned
-) -> bool:
+def can_extend(plan, differences:dict) -> bool:
     "Return whether a run that differs so can be extended on purpose."
     length = {'cycle_len', 'start_epoch', 'stop_epoch', 'schedule'}
     return differences.keys() <= length | {f.name for f in fields(plan.schedule)}
@@ -152,10 +146,7 @@ def _inner_lines(name, old, new):
     lines = [_line(f'{name} {each}', *pair) for each, pair in pairs.items() if not is_same(*pair)]
     return lines[:3] + ([f'{len(lines) - 3} more of {name}'] if len(lines) > 3 else [])
 
-def layout_differences(
-    saved:dict, # A layout or a fingerprint
-    current:dict # Another one
-) -> dict: # Lines of text for each name at which they differ
+def layout_differences(saved:dict, current:dict) -> dict: # Lines of text for each name at which they differ
     "Return what differs between two layouts or fingerprints, by name."
     lines = {}
     for name in current:
@@ -164,19 +155,13 @@ def layout_differences(
         else: lines[name] = [] if old == new else [_line(name, old, new)]
     return {name: each for name, each in lines.items() if each}
 
-def fingerprint_differences(
-    saved:dict, # The fingerprint in the file
-    current:dict # The fingerprint of the run that wants to resume
-) -> dict: # Lines of text for each name at which they differ
+def fingerprint_differences(saved:dict, current:dict) -> dict: # Lines of text for each name at which they differ
     "Return what differs between two fingerprints, by name; the LRs only if nothing else does, as they follow from it."
     differences = layout_differences(saved, {k: v for k, v in current.items() if k != 'workers'})
     others = {name: lines for name, lines in differences.items() if name != 'schedule'}
     return others or differences
 
-def worker_note(
-    saved:dict, # The fingerprint in the file
-    current:dict # The fingerprint of the run that resumes
-) -> str|None:
+def worker_note(saved:dict, current:dict) -> str|None:
     "Return what to say if the data loaders have another number of workers now."
     before, now = saved['workers'], current['workers']
     if before == now: return None

@@ -59,15 +59,11 @@ class Missing:
     "Stands for something that isn't there, or that a file may not ask for."
     def __init__(self, what): self.what = what
 
-def full_name(
-    obj # A class or a function
-) -> str: # Such as `torch.nn.modules.linear.Linear`
+def full_name(obj) -> str: # Such as `torch.nn.modules.linear.Linear`
     "Return the module and the qualified name of a class or a function."
     return f'{getattr(obj, "__module__", None)}.{getattr(obj, "__qualname__", type(obj).__qualname__)}'
 
-def has_state_dict(
-    obj # Any object
-) -> bool:
+def has_state_dict(obj) -> bool:
     "Return whether `obj` can save itself. Ask its class, since a callback also has the attributes of its `Learner`."
     return hasattr(type(obj), 'state_dict') and hasattr(type(obj), 'load_state_dict')
 
@@ -157,10 +153,7 @@ _GENERATORS:dict[str, tuple[type, Callable, Callable, Callable]] = dict(
     legacy=(np.random.RandomState, lambda g: g.get_state(legacy=False), np.random.RandomState.set_state,
             lambda state: np.random.RandomState(_bits_of(state))))
 
-def new_generator(
-    kind:str, # One of `_GENERATORS`
-    state # What it returned as its state
-): # A new random generator
+def new_generator(kind:str, state):
     "Return a random generator in this state; raises if it isn't one."
     _, _, set_state, make = _GENERATORS[kind]
     set_state(generator := make(state), state)
@@ -227,17 +220,12 @@ class Standing:
 
     def name(self, obj): return self.part_names.get(id(obj)) or self.names.get(id(obj))
 
-    def add(self,
-        obj, # Any object
-        name:str # What to call it
-    ):
+    def add(self, obj, name:str):
         "Note an object under `name`, if it has none."
         if id(obj) not in self.names: self.objects[name], self.names[id(obj)] = obj, name
         self.add_class(type(obj))
 
-    def add_class(self,
-        cls # The class of an object
-    ):
+    def add_class(self, cls):
         "Note that an object of `cls` stands here, and which classes its code names: it may make objects of these."
         if cls in self._seen or issubclass(cls, type): return
         self._seen.add(cls)
@@ -247,9 +235,7 @@ class Standing:
         if package not in _LIBRARIES:
             for named in _named_classes(cls): self.add_class(named)
 
-    def find(self,
-        name:str # A module and a qualified name
-    ): # `None` if there is none
+    def find(self, name:str): # `None` if there is none
         "Return the class that a file may ask for by this name, or a function of fastai's optimizers."
         if self.is_plain: return None
         for known in (self.classes, _ALWAYS, _CLASSES):
@@ -260,23 +246,16 @@ class Standing:
                      for prefix, bases in _MODULES)
         return found if is_one and full_name(found) == name else None
 
-    def may_build(self,
-        cls # What a file gave as a class
-    ) -> bool:
+    def may_build(self, cls) -> bool:
         "Return whether reading may make an object of `cls`."
         if not isinstance(cls, type) or issubclass(cls, _NEVER) or full_name(cls) in _CLASSES: return False
         return self.find(full_name(cls)) is cls
 
-    def may_hold(self,
-        owner, # An object
-        method:tuple # Its name, and that of one of its methods
-    ) -> bool:
+    def may_hold(self, owner, method:tuple) -> bool:
         "Return whether reading may make this method: those of a `Learner` load and write files."
         return method in self.methods or isinstance(owner, Callback)
 
-    def add_constant(self,
-        value # A tensor or an array
-    ):
+    def add_constant(self, value):
         """Note what a large tensor or array holds, such as a teacher's weights: it isn't written if it stays so.
 
         Its name has a checksum, so that a training with another teacher doesn't take it for its own."""
@@ -285,9 +264,7 @@ class Standing:
         name = f'a constant {value.dtype} {tuple(value.shape)} {checksum:08x}'
         self.constants[id(value)] = ref(value), _marks(value, bits), name
 
-    def constant(self,
-        value # A tensor or an array
-    ) -> str|None:
+    def constant(self, value) -> str|None:
         "Return the name of `value` if it holds the same bits as at the beginning."
         known, marks, name = self.constants.get(id(value), (None, None, None))
         if known is None or known() is not value or (bits := _bits(value)) is None: return None
@@ -350,18 +327,14 @@ class Writer:
         self._kept:list = []     # all of them, so that their ids stay theirs
         self._blocks:dict[int, list] = {}     # by address
 
-    def write(self,
-        value # Any objects
-    ):
+    def write(self, value):
         "Write `value`: the blocks, the JSON and its length."
         text = json.dumps(self.node(value), separators=(',', ':')).encode()
         if _memory_for(text) > _room_for(len(text)): raise CannotStore(f'{text.count(b"["):,} small objects')
         self.file.write(text)
         self.file.write(len(text).to_bytes(8, 'little'))
 
-    def node(self,
-        obj # Any object
-    ): # What JSON knows
+    def node(self, obj):
         "Return what to write for `obj`."
         if type(obj) in ITSELF: return obj
         key = id(obj.obj if type(obj) is StateDict else obj)
@@ -714,10 +687,7 @@ def _set_state(obj, state):
 
 class Reader:
     "Read what a `Writer` wrote. Names resolve in this object alone: two threads may read at once."
-    def __init__(self,
-        content, # Bytes
-        standing:Standing # What stands in the training
-    ):
+    def __init__(self, content, standing:Standing):
         self._content, self.standing = memoryview(content), standing
         self.fills, self.unknown = list[Callable](), list[str]()
         constants = ((name, known()) for known, _, name in standing.constants.values())
@@ -815,18 +785,12 @@ def digest(
     writer = Writer(standing, learning=learning)
     return json.dumps(writer.node(value)), writer.holds_bits, json.dumps(writer.variables)
 
-def dump(
-    value, # Any objects
-    standing:Standing # What stands in the training
-) -> bytes:
+def dump(value, standing:Standing) -> bytes:
     "Return `value` as a `Writer` writes it."
     Writer(standing, file := BytesIO()).write(value)
     return file.getvalue()
 
-def load(
-    content, # What `dump` returned, perhaps in an earlier process
-    standing:Standing # What stands in the training
-) -> tuple[Any, Reader]: # The objects, with a `Missing` for each that may not be built; the reader, which can `fill`
+def load(content, standing:Standing) -> tuple[Any, Reader]:
     "Read objects, changing nothing; raises `Refused` if `content` holds what no `dump` writes."
     was_enabled = gc.isenabled()
     gc.disable()     # among a hundred thousand new tensors, looking for garbage takes a second

@@ -41,9 +41,7 @@ def _gradient_to_save(p):
     if p.grad is None or p.grad.layout is not torch.strided: return p.grad
     return p.grad if p.grad.any() else False
 
-def other_parameters(
-    learn # The `Learner`
-) -> list: # Parameters
+def other_parameters(learn) -> list:
     "Return the parameters that the optimizer trains and that are not the model's."
     own, groups = {*map(id, learn.model.parameters())}, [] if learn.opt is None else learn.opt.param_lists
     return [p for params in groups for p in params if id(p) not in own]
@@ -59,9 +57,7 @@ def _with_tensors(f, value):
     for name, item in value.items(): new[name] = _with_tensors(f, item)
     return new
 
-def model_state(
-    learn # The `Learner`, with an optimizer
-) -> dict: # Plain values and tensors
+def model_state(learn) -> dict:
     "Return the weights, the gradients, the optimizer's state, and the loss scale of mixed precision."
     weights, parameters = get_model(learn.model).state_dict(), _parameters(learn)
     scaler, opt = getattr(learn, 'scaler', None), _with_tensors(noop, learn.opt.state_dict())
@@ -71,9 +67,7 @@ def model_state(
                 scaler=None if scaler is None else scaler.state_dict(), trained=[p.requires_grad for p in parameters],
                 grads=[_gradient_to_save(p) for p in parameters])
 
-def in_memory(
-    value # Tensors, dictionaries, lists and plain values
-): # The same in the CPU's memory: a GPU may have no room for it
+def in_memory(value): # The same in the CPU's memory: a GPU may have no room for it
     "Return a copy of a state that training leaves alone."
     copies:dict = {}
     def copied(t):
@@ -92,10 +86,7 @@ def _load_optimizer(opt, state):
         state['state'] = [_with_tensors(methodcaller('to', p.device), s) for s, (p, *_) in pairs]
     opt.load_state_dict(state)
 
-def set_model_state(
-    learn, # The `Learner`, with an optimizer
-    state:dict # What `model_state` returned
-):
+def set_model_state(learn, state:dict):
     "Restore the weights, the gradients and the optimizer's state."
     model, scaler, others = get_model(learn.model), getattr(learn, 'scaler', None), other_parameters(learn)
     model.load_state_dict(state['weights'], strict=not any(map(is_lazy, model.parameters())))
@@ -159,16 +150,12 @@ def _fill(old, new, done):
 
 def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
 
-def memory_of(
-    obj # Any object
-) -> dict|None: # `None` if it took part in no run
+def memory_of(obj) -> dict|None: # `None` if it took part in no run
     "Return what is remembered of `obj` since it took part in a run of this process."
     found = (getattr(each.__callback__, 'peek', lambda: None)() for each in weakref.getweakrefs(obj))
     return next((peek[2][0] for peek in found if peek and peek[1] is _memory), None)
 
-def note_part(
-    obj # Any object
-):
+def note_part(obj):
     "Note that `obj` takes part in a run: what changes in it from now on is no one's wish."
     if memory_of(obj) is not None: return
     with suppress(TypeError): weakref.finalize(obj, _memory, {}).atexit = False     # some allow no weak reference
@@ -194,11 +181,7 @@ def note_changes(
         memory.pop((file, name), None)
         if text != before[name]: memory[file, name] = before[name], text
 
-def without_changes(
-    learn, # The `Learner`
-    file, # The file of the run
-    now:dict # A fingerprint
-) -> dict: # The same, but for what `note_changes` remembers
+def without_changes(learn, file, now:dict) -> dict: # The same, but for what `note_changes` remembers
     "Return a fingerprint as it was before the fits of this run in this process."
     def text_before(name, text, memory):
         before, after = (memory or {}).get((file, name), (text, text))
@@ -368,9 +351,7 @@ def _is_stateless(cb, learn):
     is_one = isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor))
     return is_one or cb is getattr(learn, 'distributed_trainer', None)
 
-def numbered(
-    objects # Pairs of a name and an object
-) -> dict:
+def numbered(objects) -> dict:
     "Return the pairs of name and object as a dictionary, a second object of one name as `name 2`."
     by_name:dict = {}
     for name, obj in objects:
@@ -406,10 +387,7 @@ def _loaders(learn):
             name, loader = f'{name}.dl', getattr(loader, '__dict__', {}).get('dl')
     return loaders
 
-def object_states(
-    learn, # The `Learner`, with an optimizer
-    callbacks # The callbacks to include
-) -> ObjectStates:
+def object_states(learn, callbacks) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
     callbacks.sort(key=lambda cb: not isinstance(cb, OneFitCallback))     # a cycle starts the record that others look at
@@ -422,9 +400,7 @@ def object_states(
     skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan', 'parts'})
     return ObjectStates(objects, lambda: _named_objects(learn, objects, _loaders(learn)), skip)
 
-def loader_states(
-    learn # The `Learner`
-) -> ObjectStates:
+def loader_states(learn) -> ObjectStates:
     """Return the states of the data loaders of `learn`, with all that they hold except the data.
 
     The `state_dict` of a loader is left alone: it tells a position within an epoch, and some begin one to tell it."""
@@ -434,18 +410,14 @@ def loader_states(
 
 # Random states
 
-def random_states(
-    loaders:ObjectStates # The data loaders
-) -> dict:
+def random_states(loaders:ObjectStates) -> dict:
     "Return the states of all random generators that training draws from, in this process, and of the data loaders."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     return dict(python=random.getstate(), numpy=np.random.get_state(legacy=False), torch=torch.get_rng_state(),
                 cuda=cuda, mps=mps, loaders=loaders.save())
 
-def set_global_random_states(
-    states:dict # What `random_states` returned
-):
+def set_global_random_states(states:dict):
     "Restore the random generators that belong to no data loader."
     random.setstate(states['python'])
     np.random.set_state(states['numpy'])
@@ -454,10 +426,7 @@ def set_global_random_states(
     for i, state in zip(range(torch.cuda.device_count()), states['cuda']): torch.cuda.set_rng_state(state, i)
     if states['mps'] is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(states['mps'])
 
-def set_random_states(
-    loaders:ObjectStates, # The data loaders
-    states:dict # What `random_states` returned
-) -> list[str]: # The names of what could not be restored
+def set_random_states(loaders:ObjectStates, states:dict) -> list[str]:
     "Restore all random generators and the data loaders."
     set_global_random_states(states)
     return loaders.restore(states['loaders'])[0]
