@@ -211,7 +211,8 @@ def seconds_to_restore(missing, n_attributes):
     "Return how long it takes to restore many attributes that hold one list, and perhaps an object of an unknown class."
     shared = ['list', *range(20_000)]     # object 4, after three dictionaries and a list
     inner = new('nothing.Nothing') if missing else 7
-    attributes = items(a=['list', shared, inner], **{f'a{i}': ['list', ['again', 4], inner] for i in range(n_attributes)})
+    others = {f'a{i}': ['list', ['again', 4], inner] for i in range(n_attributes)}
+    attributes = items(a=['list', shared, inner], **others)
     states = ObjectStates(dict(mine=Mine()))
     begin = time.perf_counter()
     problems, _ = states.restore(program(items(mine=items(attributes=attributes))))
@@ -225,8 +226,8 @@ def test_a_missing_object_is_found_wherever_it_is():
     "Also where it was met before, and in what holds itself."
     gone = new('nothing.Nothing')
     inner = ['list', gone, ['again', 4]]
-    attributes = items(a=inner, b=['list', ['again', 4]], c=['tuple', 1], d=new('types.SimpleNamespace', is_called=False,
-                                                                              state=items(x=['again', 4])))
+    made = new('types.SimpleNamespace', is_called=False, state=items(x=['again', 4]))
+    attributes = items(a=inner, b=['list', ['again', 4]], c=['tuple', 1], d=made)
     states = ObjectStates(dict(mine=(mine := Mine())))
     problems, _ = states.restore(program(items(mine=items(attributes=attributes))))
     assert sorted(problems) == [f"mine.{name} (nothing.Nothing, which isn't here)" for name in 'abd']
@@ -292,7 +293,7 @@ VALUES = [..., None, 7, -7, .5, 'x', [], {}, [7], dict(x=7), [[]], b'x', (7,), t
 @pytest.mark.parametrize('loader', [None, Tells], ids=['', 'that tells its place'])
 @pytest.mark.filterwarnings('ignore')
 def test_each_part_is_checked_before_anything_is_announced(tmp_path, capsys, loader):
-    "Inside an epoch. A part that is missing, or another kind of thing, is refused in words, or the run resumes with it."
+    "Inside an epoch. A part that is missing, or of another kind, is refused in words, or the run goes on with it."
     def fit(*cbs):
         learn = learner(tmp_path)
         if loader: learn.dls.loaders[0] = loader(learn.dls.train.dataset, batch_size=4)

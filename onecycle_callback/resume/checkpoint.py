@@ -8,21 +8,13 @@ Docs: https://onecycle-callback.github.io/onecycle_callback/resume.checkpoint.ht
 __all__ = ['CycleCheckpoint', 'as_checkpoint']
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #c066f123
-import os
 import re
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from warnings import warn
 
 from fastcore.basics import patch
 
 from ..arguments import check_flag, check_whole
-from ..processes import from_rank_0
-from .file import RunLock, check_writable, date_of, read_file, read_state
-from .fingerprint import can_extend, fingerprint_differences, run_fingerprint, worker_note
 from .run import ResumableRun
-from .state import without_changes
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')     # on Windows, `a:b` would be a second stream of the file `a`
@@ -86,25 +78,6 @@ def as_checkpoint(
     if checkpoint is None or isinstance(checkpoint, CycleCheckpoint): return checkpoint
     raise TypeError(f'checkpoint must be a name or a CycleCheckpoint, got {checkpoint!r}')
 
-# %% ../../nbs/03_resume.checkpoint.ipynb #3f1cd680
-@patch
-def _saved(self:CycleCheckpoint, file, plan, fingerprint):
-    """Return the state in `file`, `None` to start a new cycle, and what differs from its run, which is extended.
-
-    Raises `ValueError` if it is a different run's."""
-    content = from_rank_0(lambda: read_file(file))
-    saved = None if content is None else read_state(file, content)
-    if saved is None or self.restart: return None, []
-    differences = fingerprint_differences(saved['work'], fingerprint)
-    lines, is_extendable = [line for lines in differences.values() for line in lines], can_extend(plan, differences)
-    if differences and not (self.extend and is_extendable):
-        date = from_rank_0(lambda: date_of(file))
-        extend = f', CycleCheckpoint({self.name!r}, extend=True) to go on with the new ones' if is_extendable else ''
-        raise ValueError(f'checkpoint {self.name!r} belongs to a different run, saved {date}: {"; ".join(lines)}. '
-                         f'Use the original arguments, another name{extend}, '
-                         f'or CycleCheckpoint({self.name!r}, restart=True) to start over')
-    return saved, lines
-
 # %% ../../nbs/03_resume.checkpoint.ipynb #dfb35507
 @patch
 def open(self:CycleCheckpoint,
@@ -115,18 +88,4 @@ def open(self:CycleCheckpoint,
     wd=None # Weight decay; default the Learner's
 ) -> ResumableRun: # A callback for the fit
     "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
-    file = Path(os.path.realpath(learn.path/learn.model_dir/f'{self.name}.cycle'))     # of a link, the target
-    look = partial(run_fingerprint, learn, cycle.plan, epochs=epochs, wd=wd, fine_tune=getattr(self, 'fine_tune', None))
-    lock, fingerprint = RunLock(file), without_changes(learn, file, look(opt))
-    saved, changes = self._saved(file, cycle.plan, fingerprint)
-    if changes and saved['epoch'] >= epochs.stop:
-        raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint {self.name!r} has '
-                         f'trained, got {epochs.stop}')
-    run = ResumableRun(learn, self, lock, cycle, epochs, fingerprint, look, saved, changes)
-    if run.is_complete: return run
-    n_bytes = sum(p.nbytes for p in learn.model.parameters())
-    from_rank_0(lock.check)
-    from_rank_0(lambda: check_writable(file, n_bytes))
-    note = saved and worker_note(saved['work'], fingerprint)
-    if note: warn(f'Checkpoint {self.name!r}: {note}')
-    return run
+    return ResumableRun(learn, self, cycle, opt, epochs, wd)

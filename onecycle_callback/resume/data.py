@@ -27,7 +27,9 @@ def _read(told):
     return state
 
 class EpochPosition:
-    "The position of a training in its data, where each epoch is a pass over them."
+    """The position of a training in its data, where each epoch is a pass over them.
+
+    `n_done` is the number of batches trained in this epoch, `n_trained` in all."""
     def __init__(self, learn, loaders):
         self.learn, self.loaders = learn, loaders
         self.began:Any = None     # random states, where the current pass began

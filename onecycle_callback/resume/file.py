@@ -156,7 +156,9 @@ def _is_opt(opt):
 
 def _is_cell(cell): return type(cell) in ITSELF
 
-def _is_status(status): return _is_text(status) and re.fullmatch(r'running|complete(, ended early in epoch \d+)?', status)
+_STATUS = re.compile(r'running|complete(, ended early in epoch \d+)?')
+
+def _is_status(status): return _is_text(status) and _STATUS.fullmatch(status)
 
 def _is_work(work):
     texts = [text for value in work.values() for text in (value.values() if type(value) is dict else [value])]

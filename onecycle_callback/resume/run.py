@@ -5,10 +5,10 @@
 # behind.
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -22,12 +22,13 @@ from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_i
 from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
 from .data import data_position
-from .file import FILE_FORMAT, RunLock, date_of, refused, write_file
-from .fingerprint import NOT_INITIALISED, layout, layout_differences
+from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
+from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, layout, layout_differences,
+                          run_fingerprint, worker_note)
 from .objects import CannotStore
 from .sigterm import HeldSigterm
-from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states, random_states,
-                    set_model_state, set_random_states)
+from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
+                    random_states, set_model_state, set_random_states, without_changes)
 
 _SETTINGS = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
@@ -43,25 +44,27 @@ class ResumableRun(OneFitCallback):
     def __init__(self,
         learn, # The `Learner`
         checkpoint, # The `CycleCheckpoint`
-        lock:RunLock, # The lock of the file
-        cycle, # The `OneCycle` that trains, with its plan
+        cycle, # The `OneCycle` that will train, with its plan
+        opt, # The optimizer that will train
         epochs:range, # The epochs of the cycle to train
-        fingerprint:dict, # What must be the same for the run to be resumed
-        look:Callable, # Returns the fingerprint with a given optimizer, as it is now
-        saved:dict|None, # The state in the file, if the cycle resumes
-        changes:list # What differs from the run in the file, which is extended on purpose
+        wd=None # Weight decay; default the Learner's
     ):
-        self.checkpoint, self.file, self._lock = checkpoint, lock.file, lock
-        self.cycle, self.plan, self.fingerprint, self._look = cycle, cycle.plan, fingerprint, look
-        self.saved:Any = saved
-        self._own:dict = {} if saved is None else self._unpacked(saved)     # what was saved by the process of this rank
-        self.epochs = epochs if saved is None else range(saved['epoch'], epochs.stop)
-        self.changes = changes
-        self.is_complete = saved is not None and saved['status'] != 'running' and not changes
+        self.learn, self.checkpoint, self.cycle, self.plan = learn, checkpoint, cycle, cycle.plan
+        file = learn.path/learn.model_dir/f'{checkpoint.name}.cycle'
+        self.file = Path(os.path.realpath(file))     # of a link, the target
+        self._lock, fine_tune = RunLock(self.file), getattr(checkpoint, 'fine_tune', None)
+        self._look = partial(run_fingerprint, learn, cycle.plan, epochs=epochs, wd=wd, fine_tune=fine_tune)
+        self.fingerprint = without_changes(learn, self.file, self._look(opt))
+        self.changes:list[str] = []     # what differs from the run in the file, which is extended on purpose
+        self.saved:Any = self._found()     # the state in the file, if the cycle resumes
+        self._own:dict = {}     # what of it was saved by the process of this rank
+        self._position:Any = None     # of the file
+        self.epochs, self.is_complete = epochs, False
+        if self.saved is not None: self._begin_from(self.saved)
+        if not self.is_complete: self._check()
         self.state, self._status = TRAINING, 'complete'
         self._rows:list = []
         self._warned:set[str] = set()
-        self._position:Any = None if saved is None else (saved['epoch'], saved['done'])     # of the file
         self._thread = ThreadPoolExecutor(1)
         # The position of the save that goes on in the thread, and how to wait for it
         self._pending:tuple|None = None
@@ -71,12 +74,40 @@ class ResumableRun(OneFitCallback):
         self._callbacks:dict = {}
         self._layout:dict = {}
         self._sigterm:Any = None
-        self.learn = learn
 
-    def _unpacked(self, saved):
-        "Return the parts of the process of this rank; raises `ValueError` if there are none."
-        try: return saved['processes'][rank()]
-        except IndexError as e: raise refused(self.file, f'has an unusable \'processes\': {e}') from e
+    # Opening the file
+
+    def _found(self):
+        "Return the state in the file, `None` to start a new cycle; raises `ValueError` if it is a different run's."
+        keep, content = self.checkpoint, from_rank_0(lambda: read_file(self.file))
+        saved = None if content is None else read_state(self.file, content)
+        if saved is None or keep.restart: return None
+        differences = fingerprint_differences(saved['work'], self.fingerprint)
+        self.changes, is_extendable = sum(differences.values(), []), can_extend(self.plan, differences)
+        if not differences or keep.extend and is_extendable: return saved
+        date = from_rank_0(lambda: date_of(self.file))
+        extend = f', CycleCheckpoint({keep.name!r}, extend=True) to go on with the new ones' if is_extendable else ''
+        raise ValueError(f'checkpoint {keep.name!r} belongs to a different run, saved {date}: '
+                         f'{"; ".join(self.changes)}. Use the original arguments, another name{extend}, '
+                         f'or CycleCheckpoint({keep.name!r}, restart=True) to start over')
+
+    def _begin_from(self, saved):
+        "Note where the run resumes; raises `ValueError` if it can't."
+        if self.changes and saved['epoch'] >= self.epochs.stop:
+            raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint '
+                             f'{self.checkpoint.name!r} has trained, got {self.epochs.stop}')
+        if rank() >= len(saved['processes']): raise refused(self.file, 'has an unusable \'processes\': too few')
+        self._own, self._position = saved['processes'][rank()], (saved['epoch'], saved['done'])
+        self.epochs = range(saved['epoch'], self.epochs.stop)
+        self.is_complete = saved['status'] != 'running' and not self.changes
+
+    def _check(self):
+        "Raise an `OSError` if the run can't be trained and saved; warn of another number of workers."
+        from_rank_0(self._lock.check)
+        n_bytes = sum(p.nbytes for p in self.learn.model.parameters())
+        from_rank_0(lambda: check_writable(self.file, n_bytes))
+        note = self.saved and worker_note(self.saved['work'], self.fingerprint)
+        if note: warn(f'Checkpoint {self.checkpoint.name!r}: {note}')
 
     # The way in, and what surrounds the fit
 

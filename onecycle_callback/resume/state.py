@@ -202,7 +202,7 @@ class ObjectStates:
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
         self.objects, self.by_attributes = objects, by_attributes
-        self._skip = {label: {*(skip or {}).get(label, ())} | _WRAPPED | (_FASTAIS if isinstance(obj, Callback) else set())
+        self._skip = {label: _WRAPPED.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
@@ -390,7 +390,7 @@ def _loaders(learn):
 def object_states(learn, callbacks) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
     callbacks = [cb for cb in callbacks if not _is_stateless(cb, learn)]
-    callbacks.sort(key=lambda cb: not isinstance(cb, OneFitCallback))     # a cycle starts the record that others look at
+    callbacks.sort(key=lambda cb: not isinstance(cb, OneFitCallback))     # a cycle starts the record others look at
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()
