@@ -191,6 +191,14 @@ def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
 
+def test_a_restart_begins_with_what_is_there(tmp_path):
+    "Which another process hasn't."
+    learn = interrupt(scaled(tmp_path), [Anneal(set_loss)])
+    interrupt(learn, [Anneal(set_loss)], restart=True)
+    assert "'alpha': 0.5, " in read_state(tmp_path / CYCLE)['work']['loss']
+    with pytest.raises(ValueError, match='different run.*loss: '): fit(scaled(tmp_path), Anneal(set_loss))
+    fit(learn, Anneal(set_loss))
+
 def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
     "And another run tells its own beginning."
     loss = Scaled()

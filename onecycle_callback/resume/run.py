@@ -54,7 +54,7 @@ class ResumableRun(OneFitCallback):
         self.file = Path(os.path.realpath(file))     # of a link, the target
         self._lock, fine_tune = RunLock(self.file), getattr(checkpoint, 'fine_tune', None)
         self._look = partial(run_fingerprint, learn, cycle.plan, epochs=epochs, wd=wd, fine_tune=fine_tune)
-        self.fingerprint = without_changes(learn, self.file, self._look(opt))
+        self.fingerprint = self._look(opt)
         self.changes:list[str] = []     # what differs from the run in the file, which is extended on purpose
         self.saved:Any = self._found()     # the state in the file, if the cycle resumes
         self._own:dict = {}     # what of it was saved by the process of this rank
@@ -82,6 +82,7 @@ class ResumableRun(OneFitCallback):
         keep, content = self.checkpoint, from_rank_0(lambda: read_file(self.file))
         saved = None if content is None else read_state(self.file, content)
         if saved is None or keep.restart: return None
+        self.fingerprint = without_changes(self.learn, self.file, self.fingerprint)
         differences = fingerprint_differences(saved['work'], self.fingerprint)
         self.changes, is_extendable = sum(differences.values(), []), can_extend(self.plan, differences)
         if not differences or keep.extend and is_extendable: return saved
@@ -160,6 +161,8 @@ class ResumableRun(OneFitCallback):
         "Print `text` about this checkpoint, once for all processes."
         if rank() == 0: say(f'Checkpoint {self.checkpoint.name!r} {text}')
 
+    def _warn(self, text): warn(f'Checkpoint {self.checkpoint.name!r} {text}')
+
     def _report(self, what, say=print):
         "Print that `what` happened to this run, and where it will resume."
         if self._position is None: return
@@ -188,8 +191,8 @@ class ResumableRun(OneFitCallback):
         new = sorted((self._objects.lost | self._loaders.lost | {*self._replaced()}) - self._warned)
         self._warned.update(new)
         if new:
-            warn(f'Checkpoint {self.checkpoint.name!r} does not hold {", ".join(new)}, which cannot be '
-                 f'stored: {"it starts" if len(new) == 1 else "they start"} over after a crash')
+            self._warn(f'does not hold {", ".join(new)}, which cannot be stored: '
+                       f'{"it starts" if len(new) == 1 else "they start"} over after a crash')
 
     @property
     def _logs(self):
@@ -223,8 +226,8 @@ class ResumableRun(OneFitCallback):
             lines = '; '.join(line for lines in differences.values() for line in lines)
             lines = lines.replace('in the file', 'at the beginning')
             epoch, batch = self._position
-            warn(f'Checkpoint {self.checkpoint.name!r} cannot be saved from here on, since a new Learner could not '
-                 f'load it ({lines}). Training continues; the same call resumes it in epoch {epoch}, batch {batch}')
+            self._warn(f'cannot be saved from here on, since a new Learner could not load it ({lines}). '
+                       f'Training continues; the same call resumes it in epoch {epoch}, batch {batch}')
         return not differences
 
     def _save(self, epoch, n_done, status='running', must_succeed=False, in_background=False):
@@ -250,8 +253,8 @@ class ResumableRun(OneFitCallback):
         except (OSError, RuntimeError, CannotStore) as e:
             if must_succeed:
                 raise OSError(f'checkpoint {self.checkpoint.name!r} cannot be written to {self.file}: {e}') from e
-            warn(f'Checkpoint {self.checkpoint.name!r} could not be saved at epoch {position[0]}, batch {position[1]}: '
-                 f'{e}. Training continues; the last file that was saved is kept')
+            self._warn(f'could not be saved at epoch {position[0]}, batch {position[1]}: {e}. '
+                       'Training continues; the last file that was saved is kept')
 
     def _wait_for_write(self):
         "Wait for the save that goes on in the background, if there is one."
@@ -369,21 +372,15 @@ class ResumableRun(OneFitCallback):
         "Restore the training; warn of state that no object here uses."
         with self._refusing():
             problems, unused = self._objects.restore(self._own['carried'])
-            if unused:
-                warn(f"Checkpoint {self.checkpoint.name!r} has state for {', '.join(unused)}, "
-                     "which this fit doesn't use")
+            if unused: self._warn(f"has state for {', '.join(unused)}, which this fit doesn't use")
             set_model_state(self.learn, self.saved['model'])
             problems += self._restore_position()
             self.cycle.enter_epoch()     # as long as its loader makes it now
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
-        if self.saved['lost']:
-            warn(f'Checkpoint {self.checkpoint.name!r} was saved without {", ".join(self.saved["lost"])}: '
-                 'the cycle resumes with what is there now')
-        if problems:
-            warn(f'Checkpoint {self.checkpoint.name!r} cannot restore {", ".join(problems)}: '
-                 'the cycle resumes with what is there now')
+        for what, names in {'was saved without': self.saved['lost'], 'cannot restore': problems}.items():
+            if names: self._warn(f'{what} {", ".join(names)}: the cycle resumes with what is there now')
 
     @contextmanager
     def _refusing(self):
