@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import zlib
+from collections import OrderedDict
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -139,48 +140,41 @@ def read_state(path, content:bytes|None=None) -> dict:
         raise refused(path, 'was written by another version of onecycle_callback')
     raise refused(path, 'is not a checkpoint of a cycle')
 
-# What a state holds: a class, a list of one kind, a dictionary of parts, several kinds, or what tells whether it is one
+# What a state holds: a class or a value, a list of one kind, a dictionary of parts, several kinds, or what tells
+
+_DICT = dict, OrderedDict
+_STATUS = re.compile(r'running|complete(, ended early in epoch \d+)?')
 
 def _is_count(n): return type(n) is int and n >= 0
 
-def _is_text(text): return type(text) is str
-
-def _is_tensor(t): return isinstance(t, torch.Tensor)
-
-def _is_dict(d): return isinstance(d, dict)     # torch has classes of its own
-
-def _is_opt(opt):
-    "Return whether `opt` is made up as the state of an optimizer of fastai or torch; what is in it, each one knows."
-    state, groups = opt['state'], opt.get('hypers', opt.get('param_groups'))
-    return _is_made_of([_is_dict], [*(state.values() if _is_dict(state) else state), *groups])
-
-def _is_cell(cell): return type(cell) in ITSELF
-
-_STATUS = re.compile(r'running|complete(, ended early in epoch \d+)?')
-
-def _is_status(status): return _is_text(status) and _STATUS.fullmatch(status)
+def _is_status(status): return type(status) is str and _STATUS.fullmatch(status)
 
 def _is_work(work):
     texts = [text for value in work.values() for text in (value.values() if type(value) is dict else [value])]
-    return 'workers' in work and _is_made_of([_is_text], [*work, *texts])
+    return 'workers' in work and _is_made_of([str], [*work, *texts])
+
+def _is_opt(opt):
+    "Return whether `opt` is made up as the state of an optimizer of fastai or torch; what is in it, each one knows."
+    state, groups = opt.get('state', []), opt.get('hypers', opt.get('param_groups', []))
+    return _is_made_of([_DICT], [*(state.values() if isinstance(state, dict) else state), *groups])
 
 _RANDOM = dict(python=partial(new_generator, 'python'), numpy=partial(new_generator, 'legacy'),
-               torch=partial(new_generator, 'torch'), cuda=[_is_tensor], mps=(None, _is_tensor), loaders=bytes)
-_PROCESS = dict(random=_RANDOM, carried=bytes, data=dict(n_taken=_is_count, began=(None, _RANDOM), told=(None, bytes)),
-                removed=[_is_text])
-_MODEL = dict(weights=_is_dict, others=[_is_tensor], opt=_is_opt, scaler=(None, _is_dict), trained=[bool],
-              grads=[(None, False, _is_tensor)])
+               torch=partial(new_generator, 'torch'), cuda=[torch.Tensor], mps=(None, torch.Tensor), loaders=bytes)
+_DATA = dict(n_taken=_is_count, began=(None, _RANDOM), told=(None, bytes))
+_PROCESS = dict(random=_RANDOM, carried=bytes, data=_DATA, removed=[str])
+_MODEL = dict(weights=_DICT, others=[torch.Tensor], opt=_is_opt, scaler=(None, *_DICT), trained=[bool],
+              grads=[(None, False, torch.Tensor)])
 _STATE = dict(format=str, work=_is_work, status=_is_status, epoch=_is_count, done=_is_count, train_iter=_is_count,
-              pct_train=float, lost=[_is_text], logs=[_is_count], rows=[[_is_cell]], processes=[_PROCESS], model=_MODEL)
+              pct_train=float, lost=[str], logs=[_is_count], rows=[[(*ITSELF,)]], processes=[_PROCESS], model=_MODEL)
 
 def _is_made_of(kind, value):
     "Return whether `value` is of a kind of the table."
     if isinstance(kind, type): return type(value) is kind
-    if isinstance(kind, list): return type(value) is list and all(_is_made_of(kind[0], item) for item in value)
     if isinstance(kind, tuple): return any(_is_made_of(each, value) for each in kind)
+    if isinstance(kind, list): return type(value) is list and all(_is_made_of(kind[0], item) for item in value)
     if isinstance(kind, dict):
-        return type(value) is dict and value.keys() == kind.keys() and all(map(_is_made_of, kind.values(),
-                                                                              map(value.get, kind)))
+        is_like = type(value) is dict and value.keys() == kind.keys()
+        return is_like and all(_is_made_of(each, value[name]) for name, each in kind.items())
     if not callable(kind): return value is kind
     try: return bool(kind(value))
     except Exception: return False     # whatever a generator says of a state that isn't one
@@ -190,7 +184,7 @@ def _checked(state, path):
     for name, kind in _STATE.items():
         if name not in state: raise refused(path, f'lacks {name!r}, a part of each checkpoint')
         if not _is_made_of(kind, value := state[name]):
-            shown = str(value)[:60] if _is_cell(value) else f'a {type(value).__name__}'
+            shown = str(value)[:60] if type(value) in ITSELF else f'a {type(value).__name__}'
             raise refused(path, f'has an unusable {name!r}: {shown}')
     return state
 
