@@ -222,6 +222,16 @@ def seconds_to_restore(missing, n_attributes):
 def test_what_is_missing_is_looked_for_once():
     assert seconds_to_restore(True, 4000) < 10 * seconds_to_restore(False, 4000)
 
+def test_what_is_missing_in_one_list_many_times_is_looked_for_once():
+    def seconds(inner):
+        many = ['list', inner, *[['again', 4]] * 20_000]     # holds itself
+        attributes = items(a=many, b=['list', *[['again', 4]] * 20_000], c=['list', *[['again', 6]] * 20_000])
+        begin = time.perf_counter()
+        problems, _ = ObjectStates(dict(mine=Mine())).restore(program(items(mine=items(attributes=attributes))))
+        return time.perf_counter() - begin, len(problems)
+    (plain, none), (missing, found) = seconds(tup(7)), seconds(new('nothing.Nothing'))
+    assert (none, found) == (0, 3) and missing < 10 * plain
+
 def test_a_missing_object_is_found_wherever_it_is():
     "Also where it was met before, and in what holds itself."
     gone = new('nothing.Nothing')

@@ -728,13 +728,13 @@ class Reader:
 
     def lacking(self) -> dict[int, str]:
         "Return what is missing in each object, or in what it holds, by its id."
-        found = {n: obj.what for n, obj in enumerate(self._built) if isinstance(obj, Missing)}
+        found = {n: f"{obj.what}, which isn't here" for n, obj in enumerate(self._built) if isinstance(obj, Missing)}
         if not found: return {}
         holders = defaultdict(list)
         for n, holder in zip(self._holders[::2], self._holders[1::2]): holders[n].append(holder)
         for n in (queue := [*found]):
-            new = [holder for holder in holders[n] if holder not in found]
-            found.update(dict.fromkeys(new, found[n]))
+            new = {holder: found[n] for holder in holders[n] if holder not in found}
+            found |= new
             queue += new
         return {id(self._built[n]): what for n, what in found.items()}
 

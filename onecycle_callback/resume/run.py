@@ -30,7 +30,7 @@ from .sigterm import HeldSigterm
 from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
                     random_states, set_model_state, set_random_states, without_changes)
 
-_SETTINGS = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
+_PUT_BACK = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
 
 # How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the
@@ -142,7 +142,7 @@ class ResumableRun(OneFitCallback):
         "Put back what the fit has put in another's place, unless it is complete: the same call must find the same run."
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
-        attributes = {name: vars(learn)[name] for name in _SETTINGS}
+        attributes = {name: vars(learn)[name] for name in _PUT_BACK}
         settings = [] if learn.opt is None else [_settings(group) for group in OptAdapter(learn.opt).groups]
         trained = [(p, p.requires_grad) for p in learn.model.parameters()]
         loaders = loader_states(learn)
@@ -427,6 +427,7 @@ class ResumableRun(OneFitCallback):
         recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
         self._note_start(recorders)
         with self._refusing():
+            self._objects.read(self._own['carried'])
             set_model_state(learn, self.saved['model'])
             self._restore_position()
             self._objects.restore(self._own['carried'])

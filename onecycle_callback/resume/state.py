@@ -292,12 +292,9 @@ class ObjectStates:
         states, reader = self.read(content)
         reader.fill()
         lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
-        def problem(value):
-            "Return why a value can't be restored: something in it is missing."
-            return id(value) in lacking and f"{lacking[id(value)]}, which isn't here"
         for label in filter(states.__contains__, self.objects):
             kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
-            problems += self._restore_object(label, states[label], problem, done, kept)
+            problems += self._restore_object(label, states[label], lacking, done, kept)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
 
     def _unchanged(self, label, state):
@@ -306,16 +303,16 @@ class ObjectStates:
         return [name for name in state.get('settings', ()) if name in current and name in initial
                 and self._form(current[name], initial[name][0])[1] == initial[name][1]]
 
-    def _restore_object(self, label, state, problem, done, kept):
+    def _restore_object(self, label, state, lacking, done, kept):
         "Restore one object, or all but the settings that are `kept`; return the names of what could not be restored."
         obj, current, problems = self.objects[label], self._attributes(label), []
         if 'whole' in state:
-            if why := problem(state['whole']): return [f'{label}.state_dict ({why})']
+            if why := lacking.get(id(state['whole'])): return [f'{label}.state_dict ({why})']
             obj.load_state_dict(state['whole'])
             return []
         stored = {name: value for name, value in state.get('attributes', {}).items() if name not in (kept or ())}
         for name, value in stored.items():
-            if why := problem(value): problems.append(f'{label}.{name} ({why})')
+            if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
             else: self._set(obj, name, refill(current.get(name), value, done))
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
             was_made_later = kept is None or name not in self._initial[label]
