@@ -62,6 +62,7 @@ def attacks(path):
     yield 'a state of a class', ['object', None, cls('fastai.learner.Learner'), False, [], items(fit=code)]
     yield 'a state that is loaded', ['loaded', 'learn', code]
     yield 'a loader', ['loader', 'learn', items(fit=code)]
+    yield 'a loader without a name', ['loader', 7, items(fit=code)]
     yield 'a file', ['floats', str(path), 8]
     yield 'pickled', pickle.dumps(Writes(str(path)), 0).decode()
 

@@ -748,7 +748,7 @@ class Reader:
 
     def missing(self, what):
         "Return what stands for something that isn't there."
-        self.unknown.append(what)
+        self.unknown.append(_is(str, what))
         return Missing(what)
 
     def take(self, n_bytes):
