@@ -339,7 +339,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def make_position(self) -> Position:
         "Return what tells where in the plan the batches of this fit are."
         plan = self.plan
-        return BatchPosition(plan) if plan.steps is None else StepPosition(plan, _accumulating(self.learn.cbs))
+        return StepPosition(plan, _accumulating(self.learn.cbs)) if plan.accumulates else BatchPosition(plan)
 
     def start(self):
         "Make the plan, set its first values on the optimizer and start the record."
@@ -454,7 +454,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
 
 def _size(plan):
     "Return what a plan has from the length of the first epoch: batches, and how they become steps if it tells."
-    return plan.n_batch, *([] if plan.steps is None else [astuple(plan.accumulation)])
+    return plan.n_batch, *([astuple(plan.accumulation)] if hasattr(plan, 'accumulation') else [])
 
 # In the loop over batches, fastai's own look-up of a method costs more than the method
 _BATCH_EVENTS = {'before_batch', 'before_step', 'after_step', 'after_cancel_batch', 'after_batch'}

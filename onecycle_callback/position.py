@@ -115,7 +115,7 @@ class TimedPlan(OneCyclePlan):
 
     A notebook shows its `table` and its picture, over minutes."""
     minutes:float=1. # The budget
-    accumulates:bool=field(default=False, repr=False) # Whether several batches may make a step
+    accumulates:bool=field(default=False, repr=False) # Whether the gradients of several batches may be added up
 
     unit = 'minute'
 

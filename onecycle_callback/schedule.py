@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf, isfinite
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -325,11 +325,7 @@ class OneCyclePlan:
     def __len__(self): return self.n_epoch * self.n_batch
 
     unit = 'batch'   # What `at` takes, and pictures are drawn over
-
-    @property
-    def steps(self) -> Any:
-        "How batches become steps of the optimizer; `None` if each is one."
-        return None
+    accumulates = False   # Whether several batches may make a step
 
     @property
     def length(self) -> dict:

@@ -91,7 +91,7 @@ RULES = dict(
     shows_none=(lambda: [shown_name(new_code_cell('x = show_doc')), shown_name(new_markdown_cell('show_doc(a)'))],
                 [None] * 2),
     members=(lambda: [members(OneCyclePlan), members(OneCycleSchedule)],
-             [['steps', 'length', 'curve', 'positions', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot',
+             [['length', 'curve', 'positions', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot',
                'picture', 'explore'],
               ['plan']]),
     public=(lambda: [*filter(is_public, ['f', 'A.f', '_f', 'A._f', '_A.f', 'A.before_fit'])], ['f', 'A.f']))

@@ -536,7 +536,7 @@ def test_accumulation_that_is_added_or_removed_is_refused(tmp_path, before, afte
         else: learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=cbs, checkpoint=keep)
     with pytest.raises(RuntimeError, match='interrupted'): fit([*L(before), Interrupt(15)])
     content = (tmp_path / CYCLE).read_bytes()
-    steps = ['of a batch', 'of several batches'][::-1 if before else 1]
+    steps = ['of each batch', 'by GradientAccumulation'][::-1 if before else 1]
     why = "'run1' belongs to a different run.*step: '{}' in the file, '{}' now".format(*steps)
     with pytest.raises(ValueError, match=why): fit(after, extend=extend)
     assert (tmp_path / CYCLE).read_bytes() == content
