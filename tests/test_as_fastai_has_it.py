@@ -2,8 +2,6 @@
 
 Each test trains a Learner as others do who know nothing of this package."""
 import inspect
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -13,6 +11,7 @@ from fastai.callback.schedule import ParamScheduler, SuggestionMethod
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.optimizer import sgd_step
 
+from support import fresh
 from support.helpers import Spy, learner
 from onecycle_callback import OneCycle
 from onecycle_callback import fastai_internals
@@ -321,14 +320,15 @@ learn.fit_one_cycle(4, .1, cbs=EarlyStoppingCallback(min_delta=1e9, patience=1))
 print('\\ndone')"""
 
 @pytest.mark.slow
-@pytest.mark.parametrize('option', ['error:The cycle', 'default'])
+@pytest.mark.parametrize('option', ['"error", "The cycle"', '"default"'], ids=['error', 'default'])
 def test_a_warning_about_a_fit_points_at_the_line_and_never_ends_it(option, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(EARLY.format(tests=__file__.rpartition('/')[0]), encoding='utf-8')
-    run = subprocess.run([sys.executable, '-W', option, script], capture_output=True, text=True)
+    run = fresh.python(f'import runpy, warnings; warnings.filterwarnings({option}); '
+                       f'runpy.run_path({str(script)!r}, run_name="__main__")')
     assert run.returncode == 0 and run.stdout.endswith('done\n'), run.stderr
     assert 'The cycle was stopped early in epoch 1 of 4' in run.stderr
-    assert (f'{script}:7: UserWarning: The cycle' in run.stderr) == (option == 'default')
+    assert (f'{script}:7: UserWarning: The cycle' in run.stderr) == ('default' in option)
 
 def test_the_line_is_that_of_the_user(monkeypatch):
     with pytest.warns(UserWarning, match='The cycle was stopped') as seen:

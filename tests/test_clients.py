@@ -2,9 +2,6 @@
 
 Libraries that can be installed alongside this package are tested in tests/clients. Here are the calls of others, as
 their own code and docs write them, and a package that replaces parts of `Recorder`."""
-import subprocess
-import sys
-
 import pytest
 import torch
 from fastai.basics import Adam, Callback, DataLoader, DataLoaders, Learner, params, partial, set_seed, trainable_params
@@ -13,6 +10,7 @@ from fastai.callback.training import ShortEpochCallback
 from torch import nn
 
 import onecycle_callback  # noqa: F401
+from support import fresh
 from support.helpers import Spy, groups_of, momentum
 
 def data(n_batch=12, bs=8):
@@ -178,5 +176,5 @@ IMPORTS = dict(
 def test_a_package_that_replaces_the_recorder(imports, tmp_path):
     (tmp_path/'other.py').write_text(OTHER_RECORDER, encoding='utf-8')
     (tmp_path/'fits.py').write_text(imports + FITS, encoding='utf-8')
-    run = subprocess.run([sys.executable, 'fits.py'], cwd=tmp_path, capture_output=True, text=True)
+    run = fresh.python('import runpy; runpy.run_path("fits.py", run_name="__main__")', cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -1,11 +1,11 @@
 """The demo as users start it: `onecycle-demo`, or `python -m onecycle_callback`."""
 import math
-import subprocess
 import sys
 
 import pytest
 from fastai.learner import Learner
 
+from support import fresh
 from onecycle_callback import demo
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 def process(*args, cwd):
-    return subprocess.run([sys.executable, '-m', 'onecycle_callback', *args], cwd=cwd, capture_output=True, text=True)
+    "What `python -m onecycle_callback` does."
+    code = 'import runpy, sys; runpy.run_module("onecycle_callback", run_name="__main__", alter_sys=True)'
+    return fresh.python(code, *args, cwd=cwd)
 
 def own_lines(lines): return [line for line in lines if line.startswith('onecycle-demo: ')]
 

@@ -1,6 +1,5 @@
 """The controls of `OneCyclePlan.explore`: moved by a program, and the page compared with plans made by hand."""
 import re
-import subprocess
 import sys
 from base64 import b64decode
 from html import unescape
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from support import fresh
 from support.explored import CASES, arguments_of, plan_of
 from support.helpers import learner
 from onecycle_callback import OneCycleSchedule
@@ -204,4 +204,4 @@ def test_says_what_to_install_where_ipywidgets_is_missing(monkeypatch):
 @pytest.mark.slow
 def test_importing_the_package_does_not_import_ipywidgets():
     code = 'import sys, onecycle_callback; print("ipywidgets" in sys.modules)'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'False\n'
+    assert fresh.python(code).stdout == 'False\n'

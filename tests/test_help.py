@@ -1,7 +1,7 @@
 """What users see where they look: `?` and `help`, printed objects, the names that a tab offers."""
+import compileall
 import inspect
-import subprocess
-import sys
+import shutil
 
 import pytest
 from fastai.learner import Learner
@@ -12,7 +12,8 @@ from onecycle_callback import CycleCheckpoint, OneCycle, OneCyclePlan, OneCycleS
 from onecycle_callback.compare import LRComparison
 from onecycle_callback.docstrings import EXAMPLES, describe
 from onecycle_callback.fastai_internals import public_methods
-from support.helpers import learner
+from support import fresh
+from support.helpers import ROOT, learner
 
 METHODS = {f'{m.__qualname__}': m for m in public_methods()}
 PUBLIC = METHODS | {name: getattr(onecycle_callback, name) for name in onecycle_callback.__all__} | {
@@ -53,10 +54,15 @@ def test_what_has_no_docstring_is_left_alone():
     assert f.__doc__ is None
 
 @pytest.mark.slow
-def test_without_docstrings_and_without_sources():
-    code = 'import onecycle_callback; from fastai.learner import Learner; print(Learner.fit_one_cycle.__doc__)'
-    run = subprocess.run([sys.executable, '-OO', '-c', code], capture_output=True, text=True)
-    assert run.stdout.strip() == 'None', run.stderr
+def test_without_docstrings_and_without_sources(tmp_path):
+    "As `python -OO` compiles the package, and without the files that it was compiled from."
+    package = tmp_path / 'onecycle_callback'
+    shutil.copytree(ROOT / 'onecycle_callback', package, ignore=shutil.ignore_patterns('__pycache__'))
+    assert compileall.compile_dir(package, legacy=True, optimize=2, quiet=1)
+    for source in package.rglob('*.py'): source.unlink()
+    run = fresh.python('import onecycle_callback; from fastai.learner import Learner\n'
+                       'print(onecycle_callback.__file__, Learner.fit_one_cycle.__doc__)', cwd=tmp_path)
+    assert run.stdout.split() == [str(package / '__init__.pyc'), 'None'], run.stderr
 
 def test_a_call_shows_help_for_the_schedules_arguments():
     for text in ('max_lr', 'anneal', 'three_phase', 'minutes', 'checkpoint'):

@@ -2,40 +2,42 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support import fresh
 from support.helpers import Spy, collab, learner
 
 pytestmark = pytest.mark.slow
 
-def python(code, *args):
-    "Run `code` in a separate process; return what it prints last, read as JSON."
-    path = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
-    run = subprocess.run([sys.executable, '-c', path + code, *map(str, args)], capture_output=True, text=True)
+def printed(run):
+    "Return what a process printed last, read as JSON."
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
-OURS = """before = set(sys.modules)
+OURS = """import sys
+before = set(sys.modules)
 import onecycle_callback, onecycle_callback.demo
 new = set(sys.modules) - before"""
 BASICS, SCHEDULE = 'from fastai.basics import *', 'import fastai.callback.schedule'
 REST = ['from fastai.callback.all import *', 'from fastai.tabular.all import *', 'from fastai.text.all import *',
         'from fastai.collab import *']
+def python(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+
 ORDERS = {'first': [OURS, BASICS, *REST], 'last': [BASICS, *REST, OURS], 'after basics': [BASICS, OURS, *REST],
           'after schedule': [SCHEDULE, OURS, REST[1]]}
 
-@pytest.mark.parametrize('lines', ORDERS.values(), ids=ORDERS)
-def test_any_order(lines):
-    owners, params, vision = python('\n'.join([*lines, """
+@pytest.mark.parametrize('order', ORDERS)
+def test_any_order(order):
+    code = '\n'.join([*ORDERS[order], """
 import inspect, json
 from fastai.learner import Learner, Recorder
 patched = [Learner.fit_one_cycle, Learner.preview_one_cycle, Learner.fine_tune, Recorder.plot_sched, Recorder.plot_lr]
 print(json.dumps([[inspect.unwrap(f).__module__ for f in patched],
                   [*inspect.signature(Learner.fit_one_cycle).parameters],
-                  [m for m in new if m.startswith(('fastai.vision', 'torchvision'))]]))"""]))
+                  [m for m in new if m.startswith(('fastai.vision', 'torchvision'))]]))"""])
+    owners, params, vision = printed(python(code) if order == 'first' else fresh.python(code))
     assert owners == ['onecycle_callback.learner'] * 3 + ['onecycle_callback.recorder'] * 2
     assert params[:5] == ['self', 'cycle_len', 'max_lr', 'div_factor', 'pct_start']
     assert vision == []      # slow to load, and not there with every torch
@@ -55,8 +57,8 @@ def apart(tmp_path_factory):
     learn = collab(path)[0]
     learn.fit_one_cycle(1)
     learn.export()
-    return learn, *python("""
-import json, warnings
+    return learn, *printed(fresh.python("""
+import json, sys, warnings
 sys.modules['onecycle_callback'] = None      # importing it is an error
 warnings.simplefilter('ignore')
 from fastai.learner import load_learner
@@ -64,7 +66,7 @@ from support.helpers import learner
 from test_import import fine_tuned
 loaded, fits = load_learner(sys.argv[1]), fine_tuned(learner(n_groups=3))
 print()      # the bar leaves no line of its own
-print(json.dumps([loaded.recorder.hps, fits]))""", path/'export.pkl')
+print(json.dumps([loaded.recorder.hps, fits]))""", path/'export.pkl'))
 
 def test_loaded_where_this_package_is_not_installed(apart):
     learn, hps, _ = apart

@@ -1,8 +1,6 @@
 """What callbacks do with the Learner in a cycle: validate, predict, train, copy, export. Only its own fit counts."""
 import copy
 import pickle
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +11,7 @@ import torch
 from fastai.basics import Callback, Datasets, Learner
 from torch import nn
 
-from support import interrupted
+from support import fresh, interrupted
 from support.helpers import Spy, learner, tabular
 from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, results, rows
 from support.pairs import pairs
@@ -200,8 +198,7 @@ def without_us(tmp_path_factory):
             learn.export(name)
             learn.path = path
         copied(fit, export)
-    run = subprocess.run([sys.executable, '-c', WITHOUT_US, *(folder / name for name in EXPORTED)], capture_output=True,
-                         text=True)
+    run = fresh.python(WITHOUT_US, *(folder / name for name in EXPORTED))
     assert run.returncode == 0, run.stderr
     return run.stdout.replace('\r', '\n').splitlines()
 

@@ -1,10 +1,9 @@
 """All that the import changes of fastai stands in one table, and on one page."""
 import json
-import subprocess
-import sys
 
 import pytest
 
+from support import fresh
 from support.helpers import ROOT
 from onecycle_callback.fastai_internals import ADDED, REPLACED
 
@@ -33,7 +32,8 @@ print(json.dumps(changes))
 @pytest.fixture(scope='module')
 def changes():
     "What differs in fastai's modules and classes after the import, seen in a separate process."
-    run = subprocess.run([sys.executable, '-c', CHANGES], capture_output=True, text=True, check=True)
+    run = fresh.python(CHANGES)
+    assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 @pytest.mark.slow
