@@ -1,6 +1,7 @@
 """Several processes: real ones, connected by gloo on the loopback, and the number of batches that each of them sees."""
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import notebook_launcher
 from hypothesis import given, settings, strategies as st
 from fastai.basics import DataLoader, DataLoaders, Learner, TfmdDL, nn, noop
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 import onecycle_callback.distributed
-from support import distributed_worker
-from support.helpers import dataset, fork_ranks
+from support import distributed_worker, fresh
+from support.helpers import dataset, fork, fork_ranks
 from support.interrupted import bars, epochs_shown, rows
 from onecycle_callback.callback import batches_per_epoch
 from onecycle_callback.resume.file import RunLock
@@ -23,30 +25,34 @@ from onecycle_callback.resume.file import RunLock
 WORKER = Path(distributed_worker.__file__)
 ENV = os.environ | dict(PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true',
                         CUDA_VISIBLE_DEVICES='')
-TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--num_processes=2']     # `accelerate launch`
 
-def start(command, *args, **kwargs):
-    "Start two processes by `command`, one of the above, without waiting for them."
-    return subprocess.Popen([*command, *map(str, args)], env=ENV, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, **kwargs)
+def launch(*args):
+    "Run two processes by `accelerate launch`; return what they print on stdout and stderr."
+    return subprocess.run([*LAUNCH, *map(str, args)], env=ENV, text=True, capture_output=True, timeout=300)
+
+def in_two(target, *args, folder):
+    """Run `target` in two processes that are forked, and find each other as those of `torchrun` do.
+
+    Return the exit code of each and what it printed. The page about several processes runs `torchrun` itself."""
+    outs = [folder / f'{rank}.out' for rank in range(2)]
+    for out in outs: out.unlink(missing_ok=True)
+    processes = fork_ranks(target, *args, outs=outs)
+    for process in processes: process.join(300)
+    return [process.exitcode for process in processes], [out.read_text(encoding='utf-8') for out in outs]
 
 def until_killed(folder, job):
     "Run a job of distributed_worker.py in two processes until one of them is killed; return what they printed."
-    out, err = start([*LAUNCH, '--multi_gpu'], WORKER, job, folder).communicate(timeout=300)
-    assert 'Signal 9' in err and not list(folder.glob('*.pt')), out + err
-    return out
+    run = launch('--multi_gpu', WORKER, job, folder)
+    assert 'Signal 9' in run.stderr and not list(folder.glob('*.pt')), run.stdout + run.stderr
+    return run.stdout
 
 def until_all_killed(folder, job):
-    "Run a job in two forked processes, without `torchrun`, until each got SIGKILL; return what rank 0 printed."
-    outs = [folder / f'{job}-{rank}.out' for rank in range(2)]
-    processes = fork_ranks(getattr(distributed_worker, job), folder, outs=outs)
-    for process in processes: process.join(300)
-    out, err = (out.read_text(encoding='utf-8') for out in outs)
-    codes = {process.exitcode for process in processes}
+    "Run a job in two processes until each got SIGKILL; return what rank 0 printed."
+    codes, outs = in_two(getattr(distributed_worker, job), folder, folder=folder)
     # 1 if it misses the other one first
-    assert -signal.SIGKILL in codes and codes <= {-signal.SIGKILL, 1}, out + err
-    return out
+    assert -signal.SIGKILL in codes and {*codes} <= {-signal.SIGKILL, 1}, outs
+    return outs[0]
 
 JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_stream', 'stream_uninterrupted', 'timed',
         'stream_resumed', 'timed_resumed', 'in_use', 'resumed', 'complete')
@@ -55,7 +61,7 @@ JOBS = ('cycles', 'refused', 'after', 'uninterrupted', 'streams', 'refused_strea
 def runs(tmp_path_factory, fork):
     """Kill three cycles, one of them twice; then run all other jobs, one after the other.
 
-    `accelerate launch` starts the first, `torchrun` the last, which resume it.
+    `accelerate launch` starts the first.
 
     Return what each printed, and the results of each of its processes."""
     folder = tmp_path_factory.mktemp('jobs')
@@ -63,11 +69,9 @@ def runs(tmp_path_factory, fork):
     for job in ('all_killed', 'stream_killed', 'timed_killed'): printed[job] = until_all_killed(folder, job)
     lock = RunLock(folder / 'in_use/models/run1.cycle')
     lock.acquire()
-    try:
-        process = start(TORCHRUN, WORKER, *JOBS, folder)
-        out, err = process.communicate(timeout=300)
+    try: codes, (out, err) = in_two(distributed_worker.run, JOBS, folder, folder=folder)
     finally: lock.release()
-    assert process.returncode == 0, out + err
+    assert codes == [0, 0], out + err
     results = {job: [torch.load(folder / f'{job}-{rank}.pt') for rank in range(2)] for job in JOBS}
     return printed | dict(zip(JOBS, re.split(r'job \w+\n', out)[1:])), results
 
@@ -104,9 +108,9 @@ def test_every_item_is_dealt_out_once_an_epoch(jobs):
 @pytest.mark.slow
 def test_a_notebook_launches_two_processes(jobs, tmp_path):
     "`notebook_launcher` forks them, from a process that has imported fastai."
-    code = ('import sys; from accelerate import notebook_launcher; from support.distributed_worker import run; '
-            'notebook_launcher(run, (["cycles"], sys.argv[1]), num_processes=2)')
-    subprocess.run([sys.executable, '-c', code, tmp_path], env=ENV, capture_output=True, check=True)
+    process = fork(notebook_launcher, distributed_worker.run, (['cycles'], tmp_path), 2, out=tmp_path / 'out')
+    process.join()
+    assert process.exitcode == 0, (tmp_path / 'out').read_text(encoding='utf-8')
     first, second = (torch.load(tmp_path / f'cycles-{rank}.pt') for rank in range(2))
     for name, run in jobs['cycles'][0].items():
         assert first[name]['lrs'] == second[name]['lrs'] == run['lrs'] and first[name]['n_batch'] == N_BATCH[name]
@@ -115,8 +119,7 @@ def test_a_notebook_launches_two_processes(jobs, tmp_path):
 @pytest.mark.slow
 def test_accelerate_on_cpus_launches_one_process_unless_told_multi_gpu(tmp_path):
     (tmp_path / 'train.py').write_text('import os; print(os.environ.get("WORLD_SIZE", 1))', encoding='utf-8')
-    printed = {option: start([*LAUNCH, option], tmp_path / 'train.py').communicate()[0].split()
-               for option in ('--cpu', '--multi_gpu')}
+    printed = {option: launch(option, tmp_path / 'train.py').stdout.split() for option in ('--cpu', '--multi_gpu')}
     assert printed == {'--cpu': ['1'], '--multi_gpu': ['2', '2']}
 
 @pytest.mark.slow
@@ -209,24 +212,33 @@ def test_bar_and_table_of_a_killed_cycle(printed):
     assert bars(last)[:2] == [(3, 4, 0, 12), (3, 4, 7, 12)]
     assert last.count('is complete') == 1
 
+def main_job(folder, *args):
+    "What `python -m onecycle_callback` does in a process."
+    os.chdir(folder)
+    sys.argv[1:] = args
+    runpy.run_module('onecycle_callback', run_name='__main__')
+
 @pytest.mark.slow
 def test_main_job(tmp_path):
-    process = start(TORCHRUN, '-m', 'onecycle_callback', '--cycle_len', '2', cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    (tmp_path / 'run').mkdir()
+    codes, (out, other) = in_two(main_job, tmp_path / 'run', '--cycle_len', '2', folder=tmp_path)
+    assert codes == [0, 0] and 'epoch' not in other, out + other
     lines = out.replace('\r', '\n').splitlines()
     once = ['The plan: 2 epochs of 11 batches', 'lr_first', 'epoch     train_loss', 'validation accuracy',
             'recorded values equal the plan: yes, 22 of 22 batches', 'picture: onecycle.png']
     assert [sum(text in line for line in lines) for text in once] == [1] * len(once), out
-    assert [p.name for p in tmp_path.iterdir()] == ['onecycle.png']
+    assert [p.name for p in (tmp_path / 'run').iterdir()] == ['onecycle.png']
 
 @pytest.mark.slow
 def test_main_job_refuses_once(tmp_path):
-    process = start(TORCHRUN, '-m', 'onecycle_callback', '--pct_start', '1.5', cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
-    ours = [line for line in err.splitlines() if line.startswith('onecycle-demo: ')]
-    assert len(ours) == 1 and ours[0].startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5')
-    assert 'exitcode  : 2' in err and out == ''
+    "`torchrun` ends rank 1, which waits for that, once rank 0 has ended."
+    outs = [tmp_path / f'{rank}.out' for rank in range(2)]
+    first, second = fork_ranks(main_job, tmp_path, '--pct_start', '1.5', outs=outs)
+    first.join()
+    second.terminate()
+    out, other = (out.read_text(encoding='utf-8') for out in outs)
+    assert first.exitcode == 2 and other == ''
+    assert out.startswith('onecycle-demo: pct_start must be between 0 and 1, got 1.5') and out.count('\n') == 1
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='fastai\'s own way is kept where there is a GPU')
 def test_work_around_is_active_without_a_gpu():
@@ -249,8 +261,9 @@ print(DistributedDL._broadcast is own)"""
 @pytest.fixture(scope='module')
 def in_an_interpreter():
     "Return what a new interpreter prints: without accelerate, by fastai's own broadcast without a GPU, and with one."
-    return subprocess.run([sys.executable, '-c', CODE], env=ENV, capture_output=True, text=True,
-                          check=True).stdout.splitlines()
+    run = fresh.python(CODE)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
 
 @pytest.mark.slow
 def test_accelerate_is_asked_for_by_name(in_an_interpreter):

@@ -57,6 +57,7 @@ def fork(target, *args, out):
 
 def fork_ranks(target, *args, outs):
     "Start a process for each of the files `outs`, as `fork` does; they find each other as those of `torchrun` do."
+    import torch._dynamo  # noqa: F401 (DistributedDataParallel needs it: not in each process anew)
     with socket() as s:
         s.bind(('127.0.0.1', 0))
         where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]), WORLD_SIZE=str(len(outs)))
