@@ -49,7 +49,7 @@ def impatient_loaders():
     "Wait half a second for the workers of a loader that is given up, and not five: some don't end by themselves."
     from torch.utils.data import _utils
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_utils, 'MP_STATUS_CHECK_INTERVAL', .5)
+        for module in _utils, _utils.worker: patch.setattr(module, 'MP_STATUS_CHECK_INTERVAL', .5)
         yield
 
 @pytest.fixture(scope='session')

@@ -61,7 +61,7 @@ def resume(make, path, every=None, **kwargs):
     learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=every), **kwargs)
     return learn
 
-@pytest.mark.parametrize('every, at', [(None, 1), (None, 12), (None, 30), (None, 48), (1, 1), (1, 30), (4, 12), (7, 3),
+@pytest.mark.parametrize('every, at', [(None, 1), (None, 12), (None, 30), (None, 48), (1, 1), (30, 30), (4, 12), (7, 3),
                                        (7, 30), (7, 47), (8, 48)])
 def test_ends_with_the_same_bits(uninterrupted, tmp_path, every, at):
     interrupt(learner, tmp_path, at, every)

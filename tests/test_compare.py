@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.helpers import collab, dataset, frozen_state, language_model, tabular, text_classifier, throw
 from support.helpers import learner as small_learner
-from support.pairs import pairs
+from support.pairs import each, pairs
 from onecycle_callback import OneCycle
 from onecycle_callback.compare import LRComparison
 
@@ -160,16 +160,16 @@ ENDS = {'end': ends, 'divergence': diverges, 'another callback cancels': stops, 
         'error in half precision': fails(RuntimeError, event='before_batch', at=0, cbs=[ModelToHalf])}
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('opt, history, end', pairs(OPTIMIZERS, ['new', 'trained'], ENDS))
-def test_all_is_put_back(tmp_path, opt, history, end):
+@pytest.mark.parametrize('history_and_end, opt', each(pairs(['new', 'trained'], ENDS), OPTIMIZERS), ids=str)
+def test_all_is_put_back(tmp_path, history_and_end, opt):
+    history, end = history_and_end
     learn = learner(tmp_path, OPTIMIZERS[opt], trained=history == 'trained')
     before = all_of(learn)
     ENDS[end](learn)
     assert_untouched(learn, before)
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('trained', [False, True], ids=['new', 'trained'])
-@pytest.mark.parametrize('make', [tabular, collab, text_classifier, language_model])
+@pytest.mark.parametrize('make, trained', each([tabular, collab, text_classifier, language_model], [False, True]))
 def test_applications(tmp_path, recwarn, make, trained):
     learn, _ = make(tmp_path)
     if trained: learn.fit_one_cycle(1, .01)
@@ -232,11 +232,12 @@ def fresh(max_lr, cycle_len=1, opt_func=Adam, **kwargs):
     return list(learn.recorder.values[-1]), losses
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('kwargs', [{}, dict(cycle_len=2), dict(wd=.1, anneal='linear'),
-                                    dict(div_factor=2., pct_start=.5, final_div=100., moms=False)], ids=str)
-@optimizers
-def test_each_cycle_is_that_of_a_new_learner(opt_func, kwargs):
-    if 'wd' in kwargs and 'SGD' in str(opt_func): kwargs = kwargs | dict(wd=.01)
+@pytest.mark.parametrize('opt, kwargs', each(
+    OPTIMIZERS, [{}, dict(cycle_len=2), dict(wd=.1, anneal='linear'),
+                 dict(div_factor=2., pct_start=.5, final_div=100., moms=False)]), ids=str)
+def test_each_cycle_is_that_of_a_new_learner(opt, kwargs):
+    opt_func = OPTIMIZERS[opt]
+    if 'wd' in kwargs and 'SGD' in opt: kwargs = kwargs | dict(wd=.01)
     compared = learner(opt_func=opt_func).compare_max_lr(LRS, **kwargs)
     assert compared.table.columns.tolist() == ['train_loss', 'valid_loss', 'mse', 'diverged']
     assert not compared.table.diverged.any() and compared.table.index.tolist() == list(LRS)

@@ -67,6 +67,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(schedule, 'plot_hypers', plot)
     return seen
 
+@without_pixels
 @pytest.mark.parametrize('case', [name for name in CASES if name != 'long'])
 def test_begins_at_the_plans_own_values(drawn, case):
     plan = plan_of(**CASES[case])
@@ -95,6 +96,7 @@ def test_parameter_groups_keep_their_fraction_of_the_peak(drawn):
     explorer.move(max_lr=.15)
     assert drawn[-1]['lr'].max(0) == pytest.approx([.0015, .015, .15], rel=1e-12) and drawn[-1]['lr'].max() == .15
 
+@without_pixels
 @pytest.mark.parametrize('arguments', [
     dict(cycle_len=4), dict(cycle_len=4, max_lr=slice(.001, .1)), dict(minutes=2.5, three_phase=True),
     dict(cycle_len=2, final_div=np.inf, anneal='linear', moms=False)], ids=str)
@@ -125,6 +127,7 @@ def test_no_move_moves_the_axes_and_nothing_leaves_them(plan, drawn):
             if x[0] == x[-1] and len(x) > 1: continue     # the mark of an epoch
             assert left < x.min() and x.max() < right and low < y.min() and y.max() < high
 
+@without_pixels
 @pytest.mark.parametrize('name, sent, taken', [
     ('max_lr', .105 + 1e-16, .105), ('max_lr', .1 - 1e-16, .1), ('pct_start', .57 + 1e-16, .57),
     ('pct_start', 1/3, 1/3)])
@@ -160,6 +163,7 @@ def test_no_corner_of_the_controls_is_a_traceback(ends, anneal, three_phase):
         assert ('<table' in explorer.page.value) != (' must be ' in explorer.page.value)
     assert plt.get_fignums() == []
 
+@without_pixels
 @pytest.mark.parametrize('name, value', [('max_lr', 0.), ('div_factor', .5), ('pct_start', 1.5), ('cycle_len', 0)])
 def test_what_cannot_be_trained_cannot_be_reached(name, value):
     explorer = Explorer(plan_of())
@@ -187,6 +191,7 @@ def test_what_cannot_be_trained_says_why_and_recovers(schedule, moved, says):
     explorer.move(**before)
     assert explorer.page.value == first
 
+@without_pixels
 @pytest.mark.parametrize('typed, final_div', [('None', None), ('inf', np.inf), ('1e5', 1e5), ('123.4', 123.4)])
 def test_the_end_can_be_typed(typed, final_div):
     plan = plan_of()

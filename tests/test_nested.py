@@ -14,7 +14,7 @@ from torch import nn
 from support import fresh, interrupted
 from support.helpers import Spy, learner, tabular
 from support.interrupted import N_EPOCH, Interrupt, assert_same, epochs_shown, results, rows
-from support.pairs import pairs
+from support.pairs import each, pairs
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -71,8 +71,9 @@ def test_the_cycle_trains_and_records_every_batch(capsys, fit, event, act):
     assert rows(out) == [0, 1, 2, 0] and all(len(v) == 2 for v in [*values, *learn.recorder.values])
     assert [epoch for epoch in epochs_shown(out) if epoch.endswith('/3')] == ['1/3', '2/3', '3/3']
 
-@pytest.mark.parametrize('every, event, act', pairs([None, 7], EVENTS, NESTED))
-def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, every, event, act):
+@pytest.mark.parametrize('every_and_event, act', each(pairs([None, 7], EVENTS), NESTED), ids=str)
+def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, every_and_event, act):
+    every, event = every_and_event
     def fit(cbs=(), folder=tmp_path, **kwargs):
         learn = interrupted.learner(folder)
         learn.fit_one_cycle(N_EPOCH, .05, cbs=[Nested(event, NESTED[act]), *cbs], **kwargs)

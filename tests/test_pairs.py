@@ -3,7 +3,7 @@ from itertools import combinations, product
 
 import pytest
 
-from support.pairs import pairs
+from support.pairs import each, pairs
 
 def met(cases): return {pair for case in cases for pair in combinations(enumerate(case), 2)}
 
@@ -19,3 +19,9 @@ def test_each_value_meets_each_value_of_the_other_axes(monkeypatch, axes, most):
 def test_all_cases(monkeypatch):
     monkeypatch.setenv('ALL_CASES', '1')
     assert pairs('abc', 'de', 'fg') == list(product('abc', 'de', 'fg'))
+
+@pytest.mark.parametrize('all_cases, n', [('0', 3), ('1', 6)])
+def test_each_value_occurs_and_all_cases_are_there_to_be_had(monkeypatch, all_cases, n):
+    monkeypatch.setenv('ALL_CASES', all_cases)
+    cases = each('abc', [1, 2])
+    assert len(cases) == len(set(cases)) == n and [{*axis} for axis in zip(*cases)] == [{*'abc'}, {1, 2}]

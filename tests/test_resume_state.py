@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner
+from support.pairs import each
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.objects import CannotStore, Standing, dump
 
@@ -55,7 +56,9 @@ def check(make, path, cbs=lambda: [], at=30, every=7, seen=lambda learn: None, n
     assert_same(outcome(again, seen), expected)
     return again
 
-PLACES = pytest.mark.parametrize('every, at', [(None, 30), (7, 30), (1, 13)])
+# At the end of an epoch, within one, at the batch that was saved last
+PLACES = [(None, 30), (7, 30), (13, 13)]
+at_places = pytest.mark.parametrize('every, at', PLACES)
 
 # Loaders
 
@@ -68,7 +71,7 @@ def language_model(path, seed=1):
     model = nn.Sequential(nn.Embedding(20, 8), nn.Dropout(.1), nn.Linear(8, 20))
     return Learner(DataLoaders(train, valid, device='cpu'), model, loss_func=CrossEntropyLossFlat(), path=path)
 
-@pytest.mark.parametrize('every, at', [(None, 150), (7, 150), (20, 61), (1, 59)])
+@pytest.mark.parametrize('every, at', [(None, 150), (49, 150), (20, 61), (59, 59)])
 def test_language_model(tmp_path, every, at):
     assert len(language_model(tmp_path).dls.train) > 50
     check(language_model, tmp_path, at=at, every=every, n_epoch=3)
@@ -100,9 +103,9 @@ def with_sampler(path, batch_sampler=False, workers=0):
     learn.dls.loaders[0] = torch.utils.data.DataLoader(data, num_workers=workers, **kwargs)
     return learn
 
-@PLACES
-@pytest.mark.parametrize('batch_sampler', [False, True], ids=['sampler', 'batch sampler'])
-def test_sampler_with_a_memory(tmp_path, batch_sampler, every, at):
+@pytest.mark.parametrize('place, batch_sampler', each(PLACES, [False, True]), ids=str)
+def test_sampler_with_a_memory(tmp_path, batch_sampler, place):
+    every, at = place
     check(partial(with_sampler, batch_sampler=batch_sampler), tmp_path, every=every, at=at)
 
 @pytest.mark.slow
@@ -115,7 +118,7 @@ class Counting(DataLoader):
         self.n_used += 1
         return idxs[self.n_used:] + idxs[:self.n_used]
 
-@PLACES
+@at_places
 def test_loader_with_a_memory(tmp_path, every, at):
     def make(path):
         learn = learner(path)
@@ -137,10 +140,9 @@ class ClampMade(Clamp):
     def after_batch(self):
         self.params, self.first = self.params or list(self.model.parameters()), next(self.model.parameters()).data[:2]
 
-@PLACES
-@pytest.mark.parametrize('clamp', [Clamp, ClampMade])
-def test_list_of_parameters(tmp_path, clamp, every, at):
-    kept = clamp()
+@pytest.mark.parametrize('place, clamp', each(PLACES, [ClampMade, Clamp]))
+def test_list_of_parameters(tmp_path, clamp, place):
+    (every, at), kept = place, clamp()
     again = check(learner, tmp_path, lambda: [clamp()], every=every, at=at)
     assert max(p.abs().max() for p in again.model.parameters()) <= .2 and kept is not None
 
@@ -149,7 +151,7 @@ class Tied(nn.Module):
     def __init__(self, layer): super().__init__(); self.tied, self.bias = [layer.weight], nn.Parameter(torch.zeros(2))
     def forward(self, x): return F.linear(x, self.tied[0], self.bias)
 
-@PLACES
+@at_places
 def test_tied_weights_in_a_list(tmp_path, every, at):
     def make(path):
         learn = learner(path)
@@ -178,10 +180,9 @@ class Own(Averages):
 
 def averaged(learn): return None
 
-@PLACES
-@pytest.mark.parametrize('average', [Averages, Own])
-def test_averaged_model_made_on_the_way(tmp_path, average, every, at):
-    made = []
+@pytest.mark.parametrize('place, average', each(PLACES, [Averages, Own]))
+def test_averaged_model_made_on_the_way(tmp_path, average, place):
+    (every, at), made = place, []
     def cbs():
         made.append(average())
         return [made[-1]]
@@ -241,7 +242,7 @@ def odd_values(odds):
         when=odds.when.isoformat(), sparse=odds.sparse.to_dense(), swapped=odds.swapped.tolist(),
         days=str(odds.days), text=odds.text.tolist(), long=repr(odds.long))
 
-@PLACES
+@at_places
 def test_values_of_many_types(tmp_path, every, at):
     made = []
     def cbs():
@@ -376,9 +377,9 @@ def with_loss(path, opt_func=Adam, **kwargs):
 
 def loss_state(learn): return dict(learn.loss_func.state_dict(), n=learn.loss_func.n)
 
-@PLACES
-@pytest.mark.parametrize('opt_func', [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['fastai', 'torch'])
-def test_loss_with_a_state(tmp_path, opt_func, every, at):
+@pytest.mark.parametrize('place, opt_func', each(PLACES, [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)]))
+def test_loss_with_a_state(tmp_path, opt_func, place):
+    every, at = place
     check(partial(with_loss, opt_func=opt_func), tmp_path, lambda: [GradientAccumulation(10)], every=every, at=at,
           seen=loss_state)
 
@@ -388,10 +389,10 @@ class Curriculum(Callback):
     def before_epoch(self):
         if self.epoch == 1: self.learn.loss_func = self.other or Weighted().requires_grad_(False).to(self.dls.device)
 
-@PLACES
-@pytest.mark.parametrize('other', [None, F.cross_entropy, MSELossFlat],
-                         ids=['a new object', 'a function', 'an object that stands there'])
-def test_loss_that_changes(tmp_path, other, every, at):
+# A new object, a function, and an object that stands there
+@pytest.mark.parametrize('place, other', each(PLACES, [None, F.cross_entropy, MSELossFlat]))
+def test_loss_that_changes(tmp_path, other, place):
+    every, at = place
     if other is MSELossFlat: other = CrossEntropyLossFlat(weight=torch.tensor([.2, .8]))
     check(learner, tmp_path, lambda: [Curriculum(other)], every=every, at=at)
 
@@ -413,7 +414,7 @@ class Versioned(nn.Linear):
         if local_metadata.get('version') != 2: raise ValueError('weights of an old version')
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-@PLACES
+@at_places
 def test_layer_that_reads_its_version(tmp_path, every, at):
     def make(path):
         learn = learner(path)

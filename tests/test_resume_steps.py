@@ -8,6 +8,7 @@ from fastai.callback.training import GradientAccumulation
 
 from support import interrupted
 from support.interrupted import assert_same, results
+from support.pairs import each
 from onecycle_callback import CycleCheckpoint
 
 pytestmark = pytest.mark.matrix
@@ -35,12 +36,13 @@ def uninterrupted(tmp_path_factory):
     return cache(lambda n_acc, opt: fit(tmp_path_factory.mktemp('calm'), n_acc, opt))
 
 # Steps of three batches, of five, of more than an epoch; saved in the first, in a step over two epochs, at its end
-@pytest.mark.parametrize('opt', OPTS)
-@pytest.mark.parametrize('n_acc, at', [(12, 2), (12, 4), (20, 13), (20, 26), (20, 30), (70, 14), (70, 37)])
-def test_resumes_inside_a_step(uninterrupted, tmp_path, n_acc, at, opt):
+@pytest.mark.parametrize('case, opt', each(
+    [(12, 2), (12, 4), (20, 13), (20, 26), (20, 30), (70, 14), (70, 37)], OPTS), ids=str)
+def test_resumes_inside_a_step(uninterrupted, tmp_path, case, opt):
+    n_acc, at = case
     expected, gradients, frame = uninterrupted(n_acc, opt)
     assert len(frame) == 48 and frame.step.nunique() < 20
-    keep = CycleCheckpoint('run1', every=1)
+    keep = CycleCheckpoint('run1', every=at)
     with pytest.raises(RuntimeError, match='interrupted'):
         fit(tmp_path, n_acc, opt, interrupted.Interrupt(at), checkpoint=keep)
     resumed, seen, again = fit(tmp_path, n_acc, opt, checkpoint=keep)

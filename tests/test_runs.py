@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 
 from support.helpers import fork
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
-from support.pairs import pairs
+from support.pairs import each, pairs
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import RunLock, read_state, write_file
 from onecycle_callback.resume.objects import Standing, load
@@ -476,6 +477,8 @@ LOADERS = {'own': tells_its_place, 'torchdata': torchdata_loader,
            'torchdata, a generator': partial(torchdata_loader, generator=new_generator),
            'torchdata, two workers': partial(torchdata_loader, workers=2)}
 
+PLACES = [(7, 30), (7, 36), (12, 12), (None, 30)]
+
 @pytest.fixture(scope='module')
 def uninterrupted_with(tmp_path_factory):
     @cache
@@ -486,9 +489,9 @@ def uninterrupted_with(tmp_path_factory):
     return run
 
 @pytest.mark.filterwarnings('ignore:.*random states inside the workers')
-@pytest.mark.parametrize('every, at', [(7, 30), (7, 36), (1, 12), (None, 30)])
-@pytest.mark.parametrize('name', LOADERS)
-def test_a_loader_with_a_state_is_asked_for_its_place(uninterrupted_with, tmp_path, name, every, at):
+@pytest.mark.parametrize('place, name', [*product(PLACES, ['own']), *each(PLACES, [*LOADERS][1:])], ids=str)
+def test_a_loader_with_a_state_is_asked_for_its_place(uninterrupted_with, tmp_path, name, place):
+    every, at = place
     if 'torchdata' in name: pytest.importorskip('torchdata')
     make, expected = LOADERS[name], uninterrupted_with(name)
     with pytest.raises(RuntimeError, match='interrupted'): fit(tmp_path, every, Interrupt(at), make)

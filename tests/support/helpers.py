@@ -69,7 +69,7 @@ def fork_ranks(target, *args, outs):
 
 def run_as_main(script, args, cwd):
     os.chdir(cwd)
-    sys.argv, sys.path[:] = [str(script), *args], [str(Path(script).resolve().parent), *sys.path]
+    sys.argv, sys.path[:] = [str(script), *map(str, args)], [str(Path(script).resolve().parent), *sys.path]
     runpy.run_path(str(script), run_name='__main__')
 
 def fork_script(script, *args, cwd='.', n_proc=1):
