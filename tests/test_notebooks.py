@@ -13,6 +13,7 @@ import pytest
 from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import nbpath2html
 
+from support import fresh
 from support.helpers import KEPT, ROOT, copy_tree
 
 @pytest.fixture
@@ -64,21 +65,28 @@ def run(root, command):
                          text=True)
     return run.returncode, run.stdout + run.stderr
 
+def execute(root):
+    "Execute all notebooks of `root`; return the exit code, and what was printed."
+    run = fresh.python('from support.gate import main; main()', cwd=root)
+    return run.returncode, run.stdout + run.stderr
+
 def restored(root, *commands, same=eq):
-    "Return which broken files of `root` the `commands` restored to those of the project; all others must be unchanged."
+    """Return which broken files of `root` the `commands` restored to those of the project; all others must be unchanged.
+
+    A command is one of Python, or a function of `root`."""
     before = files(root)
     for command in commands:
-        code, output = run(root, command)
+        code, output = command(root) if callable(command) else run(root, command)
         assert code == 0, output
     assert changed(files(ROOT), files(root), same) == []
     return changed(before, files(root), same)
 
-def nbdev(name, *flags):
+def nbdev(name):
     "How the console script `name` of this environment is started. Called as a function it would not look at its flags."
-    return str(Path(sys.executable).with_name(name)), *flags
+    return str(Path(sys.executable).with_name(name)),
 
 QUARTO = '-c', 'from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml; refresh_quarto_yml(); nbdev_sidebar()'
-EXPORT, CLEAN, TEST = nbdev('nbdev-export'), nbdev('nbdev-clean'), nbdev('nbdev-test', '--save', '--n-workers', '2')
+EXPORT, CLEAN = nbdev('nbdev-export'), nbdev('nbdev-clean')
 README = '-m', 'docs', 'readme'
 
 def add_line(path, text='# added by hand'):
@@ -136,7 +144,7 @@ def test_a_notebook_that_is_none_is_not_clean(copy):
 def test_executes_with_current_outputs(copy):
     def forget(cells): next(c for c in cells if c.get('outputs'))['outputs'] = []
     rewrite(copy / 'nbs/index.ipynb', forget)
-    assert restored(copy, TEST, CLEAN, same=agree) == ['nbs/index.ipynb']
+    assert restored(copy, execute, CLEAN, same=agree) == ['nbs/index.ipynb']
     wrong = copy / 'nbs/03_resume.checkpoint.ipynb'
     wrong.write_bytes(next(with_one_changed(content(wrong), NUMBER, lambda number: f'{1.002 * float(number[0]):.9f}')))
     assert changed(files(ROOT), files(copy), agree) == ['nbs/03_resume.checkpoint.ipynb']
@@ -166,7 +174,7 @@ def test_numbers_may_differ_in_their_last_digits(printed, same):
 def test_a_cell_that_fails_is_seen(copy):
     for path in (copy / 'nbs').rglob('*.ipynb'): path.unlink()
     write_nb(new_nb([mk_cell('assert 1 == 2')]), copy / 'nbs/fails.ipynb')
-    code, output = run(copy, TEST)
+    code, output = execute(copy)
     assert code and 'fails.ipynb' in output and 'AssertionError' in output
 
 @pytest.mark.slow
