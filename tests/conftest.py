@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -59,15 +57,15 @@ def fork():
 @pytest.fixture(scope='session')
 def site(tmp_path_factory, worker_id):
     "The folder of the whole site, built from clean in a copy of the project, once for all workers."
+    from support import fresh
     from support.helpers import copy_tree     # not above: the process that only starts the workers needs no fastai
     base = tmp_path_factory.getbasetemp()
     tree = (base if worker_id == 'master' else base.parent) / 'site'
     with FileLock(f'{tree}.lock'):
         if not tree.exists():
             copy_tree(tree)
-            with open(tree / 'built', 'w', encoding='utf-8') as log:
-                print(subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, stdout=log, stderr=log).returncode,
-                      file=log)
+            run = fresh.module('docs', cwd=tree)
+            (tree / 'built').write_text(f'{run.stdout}{run.stderr}\n{run.returncode}\n', encoding='utf-8')
     log = (tree / 'built').read_text(encoding='utf-8')
     assert log.endswith('\n0\n'), log
     return tree / '_docs/html'

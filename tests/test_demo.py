@@ -20,10 +20,7 @@ def run(tmp_path, monkeypatch, capsys):
         return code or 0, out.splitlines(), err.splitlines()
     return run
 
-def process(*args, cwd):
-    "What `python -m onecycle_callback` does."
-    code = 'import runpy, sys; runpy.run_module("onecycle_callback", run_name="__main__", alter_sys=True)'
-    return fresh.python(code, *args, cwd=cwd)
+def process(*args, cwd): return fresh.module('onecycle_callback', *args, cwd=cwd)
 
 def own_lines(lines): return [line for line in lines if line.startswith('onecycle-demo: ')]
 

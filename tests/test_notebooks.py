@@ -70,6 +70,10 @@ def execute(root):
     run = fresh.python('from support.gate import main; main()', cwd=root)
     return run.returncode, run.stdout + run.stderr
 
+def write_readme(root):
+    run = fresh.module('docs', 'readme', cwd=root)
+    return run.returncode, run.stdout + run.stderr
+
 def restored(root, *commands, same=eq):
     """Return which broken files of `root` the `commands` restored to those of the project; all others must be unchanged.
 
@@ -87,7 +91,6 @@ def nbdev(name):
 
 QUARTO = '-c', 'from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml; refresh_quarto_yml(); nbdev_sidebar()'
 EXPORT, CLEAN = nbdev('nbdev-export'), nbdev('nbdev-clean')
-README = '-m', 'docs', 'readme'
 
 def add_line(path, text='# added by hand'):
     with path.open('a', encoding='utf-8') as file: file.write(f'{text}\n')
@@ -180,7 +183,7 @@ def test_a_cell_that_fails_is_seen(copy):
 @pytest.mark.slow
 def test_readme_comes_from_its_notebook(copy):
     add_line(copy / 'README.md')
-    assert restored(copy, README) == ['README.md']
+    assert restored(copy, write_readme) == ['README.md']
 
 def test_quarto_files_are_current(copy):
     path = copy / 'nbs/nbdev.yml'

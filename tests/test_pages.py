@@ -13,11 +13,12 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
+from sklearn.utils import Bunch
 
 from docs.bridge import options
 from support.helpers import ROOT, fork, fork_script
 from support.interrupted import learner
-from onecycle_callback import position
+from onecycle_callback import demo, position
 
 pytestmark = [pytest.mark.slow, pytest.mark.fork, pytest.mark.sigkill]
 
@@ -66,8 +67,12 @@ def run(blocks, names, page):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    "Stand-ins for what blocks need, by name; the clock advances by a minute at each look."
+    "Stand-ins for what blocks need, by name; small batches, and a clock that advances by a minute at each look."
     monkeypatch.chdir(tmp_path)
+    digits = demo.load_digits()
+    few = Bunch(images=digits.images[::8], target=digits.target[::8])
+    monkeypatch.setattr(demo, 'load_digits', lambda: few)
+    monkeypatch.setattr(demo.digits_learner, '__defaults__', (8, 42))     # still 22 batches per epoch
     monkeypatch.setattr(sys, 'path', [*sys.path])     # to which pages add
     monkeypatch.setattr(subprocess, 'run', run_forked)
     monkeypatch.setattr('accelerate.notebook_launcher', launch_one)

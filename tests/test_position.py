@@ -6,6 +6,7 @@ from fastai.callback.training import GradientAccumulation
 from torch.utils.data import DataLoader as TorchLoader
 
 from support.helpers import Spy, dataset, groups_of, learner
+from support.pairs import pairs
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.position import Accumulation, Steps
 
@@ -80,9 +81,8 @@ def accumulated(n_acc, n_batch=22, drop_last=True, on_learner=False, **kwargs):
     learn.fit_one_cycle(10, .1, final_div=1e5, cbs=[spy, *cbs], **kwargs)
     return learn, plan, [lr for lr, in spy.seen_lrs]
 
-@pytest.mark.parametrize('n_acc', [1, 8, 10, 32, 64, 1000])
-@pytest.mark.parametrize('drop_last', [True, False])
-@pytest.mark.parametrize('on_learner', [True, False])
+@pytest.mark.matrix
+@pytest.mark.parametrize('n_acc, drop_last, on_learner', pairs([1, 8, 10, 32, 64, 1000], [True, False], [True, False]))
 def test_each_step_trains_with_its_own_values(n_acc, drop_last, on_learner):
     learn, plan, lrs = accumulated(n_acc, drop_last=drop_last, on_learner=on_learner)
     assert lrs == OneCycleSchedule(.1, final_div=1e5).plan(1, max(len(lrs), 1)).lrs[:len(lrs), 0].tolist()

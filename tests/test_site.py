@@ -2,8 +2,6 @@
 import inspect
 import json
 import re
-import subprocess
-import sys
 from functools import reduce
 from importlib import import_module
 
@@ -16,6 +14,7 @@ from nbdev.config import nbpath2html
 import onecycle_callback
 from docs.api import is_public
 from test_public_names import KNOWN
+from support import fresh
 from support.helpers import ROOT, copy_tree
 from onecycle_callback import OneCycleSchedule
 from onecycle_callback.demo import digits_dls
@@ -153,7 +152,7 @@ def build(tree, **pages):
         cells = [mk_cell(f'# {name}\n\n> About {name}', 'markdown'),
                  *(mk_cell(cell, 'markdown') if isinstance(cell, str) else cell for cell in cells)]
         write_nb(new_nb(cells), tree / f'nbs/{name}.ipynb')
-    return subprocess.run([sys.executable, '-m', 'docs'], cwd=tree, capture_output=True, text=True)
+    return fresh.module('docs', cwd=tree)
 
 def test_a_bad_link_fails_the_build_and_formulas_need_no_script(tmp_path):
     tree = copy_tree(tmp_path)

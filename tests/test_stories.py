@@ -14,7 +14,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from support.helpers import ROOT
+from support.helpers import ROOT, fork, run_as_main
 from support.interrupted import bars, epochs_shown, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.sigkill]
@@ -164,7 +164,7 @@ torch.save(learn.model.state_dict(), 'weights.pt')
 def epochs_of_rows(out): return rows(out.partition('train_loss')[2])     # the table of the plan comes before
 
 def run_script(folder, signal=None, at=None):
-    "Run the script, send it `signal` at batch `at`, and return its exit code and output."
+    "Run the script in an interpreter of its own, send it `signal` at batch `at`, and return its exit code and output."
     process = subprocess.Popen([sys.executable, 'train.py'], cwd=folder, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     if signal:
@@ -174,10 +174,14 @@ def run_script(folder, signal=None, at=None):
     return process.returncode, out, err
 
 def test_script(tmp_path):
-    "Killed in the second epoch, interrupted by Ctrl-C in the third, and run to its end."
+    "Killed in the second epoch, in a forked process, interrupted by Ctrl-C in the third, and run to its end."
     (tmp_path / 'train.py').write_text(SCRIPT, encoding='utf-8')
-    code, out, err = run_script(tmp_path, signal.SIGKILL, 41)
-    assert code == -signal.SIGKILL and err == '' and epochs_shown(out) == ['1/4', '2/4']
+    process = fork(run_as_main, tmp_path / 'train.py', (), tmp_path, out=tmp_path / 'out')
+    while not (tmp_path / 'reached_41').exists() and process.is_alive(): time.sleep(.05)
+    process.kill()
+    process.join()
+    out = (tmp_path / 'out').read_text(encoding='utf-8')
+    assert process.exitcode == -signal.SIGKILL and epochs_shown(out) == ['1/4', '2/4']
     code, out, err = run_script(tmp_path, signal.SIGINT, 75)
     assert code == -signal.SIGINT
     note = r"KeyboardInterrupt\n.*'run1' was interrupted\. The same call resumes it in epoch 2, batch 10, from .*\n$"

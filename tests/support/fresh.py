@@ -29,3 +29,7 @@ def python(code, *args, cwd='.'):
         process.start()
         process.join()
         return CompletedProcess(code, process.exitcode, *(path.read_text(encoding='utf-8') for path in (out, err)))
+
+def module(name, *args, cwd='.'):
+    "Run a module as `python -m` does."
+    return python(f'import runpy; runpy.run_module({name!r}, run_name="__main__", alter_sys=True)', *args, cwd=cwd)
