@@ -1,9 +1,10 @@
 """What the 1cycle policy buys you: several schedules, each at its own best learning rate, on scikit-learn's digits.
 
-`python benchmarks/convergence.py` runs whatever is missing in `benchmarks/results/` (one to two hours on 2 cores; it can be
-stopped and started again), prints two tables per task and draws two plots. `--tasks cnn,transformer` runs only those two,
-and `--quick` gives a first look in under two minutes. 1,000 digits are used for training and 797 for testing. A seed sets
-the weights, the order of the batches, the shifts and the random labels; every schedule gets the same seeds."""
+`python benchmarks/convergence.py` runs whatever is missing in `benchmarks/results/` (one to two hours on 2 cores; it
+can be stopped and started again), prints two tables per task and draws two plots. `--tasks cnn,transformer` runs only
+those two, and `--quick` gives a first look in under two minutes. 1,000 digits are used for training and 797 for
+testing. A seed sets the weights, the order of the batches, the shifts and the random labels; every schedule gets the
+same seeds."""
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -42,7 +43,7 @@ def plain(scheduler, model, task, batches, lr, epochs):
             if sched: sched.step()
 
 def torch_one_cycle(opt, lr, n):
-    "Make torch's schedule with this project's defaults; torch's peak is one batch early, and `pct_start` makes up for it."
+    "Make torch's schedule with this project's defaults; `pct_start` makes up for a peak that is one batch early."
     peak = OneCycleSchedule(lr).plan(1, n).peak
     return OneCycleLR(opt, lr, total_steps=n + 1, pct_start=(peak + 1) / (n + 1), final_div_factor=1)
 
@@ -80,12 +81,14 @@ def jobs(seeds, lrs, epochs):
 
 def summary(df):
     "Average over the seeds: one row per schedule, LR and number of epochs."
-    return df.groupby(KEY[:-1]).agg(accuracy=('accuracy', 'mean'), sd=('accuracy', 'std'), loss=('loss', 'mean'), loss_sd=('loss', 'std'), seeds=('seed', 'count')).reset_index()
+    return df.groupby(KEY[:-1]).agg(accuracy=('accuracy', 'mean'), sd=('accuracy', 'std'), loss=('loss', 'mean'),
+                                    loss_sd=('loss', 'std'), seeds=('seed', 'count')).reset_index()
 
 def best_of(df, by):
     "Pick the row of `summary` with the best LR for each value of `by`."
     s = summary(df)
-    return s.loc[s.groupby(by).accuracy.idxmax()].set_index(by).drop(columns=[c for c in ('schedule', 'epochs') if c != by])
+    others = [c for c in ('schedule', 'epochs') if c != by]
+    return s.loc[s.groupby(by).accuracy.idxmax()].set_index(by).drop(columns=others)
 
 def schedules_table(df):
     "Each schedule at its own best LR, within the budget."
@@ -112,20 +115,26 @@ def plot_lrs(dfs):
         for schedule in SCHEDULES:
             of = s[s.schedule == schedule]
             ours = schedule == 'onecycle'
-            ax.errorbar(of.max_lr, of.accuracy, of.sd, label=schedule, lw=2.5 if ours else 1.2, color='black' if schedule == 'constant' else None, capsize=2, zorder=3 if ours else 2)
-        ax.set(xscale='log', xlabel='maximum learning rate', title=f'{TASKS[name].title}\n{df.epochs.min()} epochs', ylim=(max(0, s.accuracy.max() - .25), min(1, s.accuracy.max() + .01)))
+            ax.errorbar(of.max_lr, of.accuracy, of.sd, label=schedule, lw=2.5 if ours else 1.2, capsize=2,
+                        color='black' if schedule == 'constant' else None, zorder=3 if ours else 2)
+        best = s.accuracy.max()
+        ax.set(xscale='log', xlabel='maximum learning rate', title=f'{TASKS[name].title}\n{df.epochs.min()} epochs',
+               ylim=(max(0, best - .25), min(1, best + .01)))
         ax.grid(alpha=.3)
-    for ax in axes[-1]: ax.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, -.24))
+    for ax in axes[-1]:
+        ax.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, -.24))
     return fig
 
 def plot_epochs(dfs):
-    "Plot the best accuracy of the constant LR against epochs, and the level of 1cycle within its budget, one plot per task."
+    "Plot the best accuracy of the constant LR against epochs, and that of 1cycle within its budget, task by task."
     fig, axes = in_pairs(len(dfs))
     for ax, (name, df) in zip(axes.flat, dfs.items()):
         t = epochs_table(df)
         ours, constant = t[t.schedule == 'onecycle'].iloc[0], t[t.schedule == 'constant']
-        ax.errorbar(constant.index, constant.accuracy, constant.sd, marker='o', capsize=3, color='black', label='constant LR, the best of each')
-        ax.errorbar([t.index.min()], [ours.accuracy], [ours.sd], marker='s', capsize=3, color='tab:red', label='onecycle')
+        ax.errorbar(constant.index, constant.accuracy, constant.sd, marker='o', capsize=3, color='black',
+                    label='constant LR, the best of each')
+        ax.errorbar([t.index.min()], [ours.accuracy], [ours.sd], marker='s', capsize=3, color='tab:red',
+                    label='onecycle')
         ax.axhline(ours.accuracy, color='tab:red', ls=':', lw=1)
         ax.set(xscale='log', xlabel='epochs', title=TASKS[name].title)
         ax.set_xticks(constant.index, constant.index)
@@ -154,6 +163,7 @@ def main(
         command = f'python benchmarks/convergence.py --tasks {name}'
         run_missing(path, command, KEY, ['accuracy', 'loss'], todo, partial(run_one, task))
         dfs[name] = results(path)
-        for table in (schedules_table, epochs_table): print(f'\n{table.__doc__}', table(dfs[name]).round(4).to_string(), sep='\n')
+        for table in (schedules_table, epochs_table):
+            print(f'\n{table.__doc__}', table(dfs[name]).round(4).to_string(), sep='\n')
     plot_lrs(dfs).savefig(folder / 'lrs.png', dpi=80)
     plot_epochs(dfs).savefig(folder / 'epochs.png', dpi=80)

@@ -31,7 +31,7 @@ def interval(differences):
     return d.mean(), student.ppf(.975, len(d) - 1) * d.std() / np.sqrt(len(d))
 
 def with_intervals(changes):
-    "Return mean and half interval of each column, one row for each task and one for their mean, from a frame by task and seed."
+    "Return mean and half interval of each column by task, and of the tasks' mean, from a frame by task and seed."
     mean = changes.groupby('seed').mean()[changes.groupby('seed').size() == len(ALL_TASKS)]
     of = pd.concat([changes, pd.concat({'mean': mean}, names=['task'])]).groupby('task', sort=False)
     return pd.concat({column: of[column].apply(lambda d: pd.Series(interval(d), ['mean', 'noise'])).unstack()
@@ -68,18 +68,20 @@ def changes(variants=VARIANTS, budget=1):
     "Return the mean change and its interval, by variant and task."
     return pd.concat({v: of_all_tasks(change, v, budget) for v in variants}, names=['variant'])
 
-LABELS = {'moms .9': 'moms=(0.9, 0.9)', 'moms .95': 'moms=(0.95, 0.95)', 'moms 0': 'no momentum', 'linear': "anneal='linear'",
-          'three_phase': 'three_phase=True', 'constant': 'constant LR', 'constant, averaged weights': 'constant LR, averaged weights'}
+LABELS = {'moms .9': 'moms=(0.9, 0.9)', 'moms .95': 'moms=(0.95, 0.95)', 'moms 0': 'no momentum',
+          'linear': "anneal='linear'", 'three_phase': 'three_phase=True', 'constant': 'constant LR',
+          'constant, averaged weights': 'constant LR, averaged weights'}
 
 def summary():
     "Return a row per change: the points gained on average over the tasks, and how wide the range of good `max_lr` is."
     mean = changes().xs('mean', level='task')
     gained = [f'{gain:+.1f} ± {noise:.1f}' for gain, noise in mean.gain.itertuples(index=False)]
     wide = [f'{10**factor:.2f} ×' for factor in mean.wider['mean']]
-    return pd.DataFrame({'points gained': gained, 'range of max_lr': wide}, mean.index).rename(LABELS).rename_axis('change')
+    table = pd.DataFrame({'points gained': gained, 'range of max_lr': wide}, mean.index)
+    return table.rename(LABELS).rename_axis('change')
 
 def beside_the_best(name):
-    "Return what a third of the best `max_lr` and three times as much change in points, for each seed; `nan` if it wasn't tried."
+    "Return how many points a third of the best `max_lr` and three times it gain, for each seed; `nan` if not tried."
     df, task = study(name), ALL_TASKS[name]
     lrs = pd.Series(task.lrs)
     i = int(lrs.searchsorted(best_lr(df, 'default', task.epochs)))
@@ -93,7 +95,7 @@ def longer(name, budget=4):
     return 100 * pd.DataFrame(dict(gain=long - short))
 
 def repeat(name, variant):
-    """Return what a stopped cycle gains over one of as many epochs, or two cycles over one of the epochs of both, for each seed.
+    """Return what a stopped cycle gains over one as long, or two cycles over one as long as both, for each seed.
 
     All at the best LR of one cycle, in points."""
     df, epochs = study(name), ALL_TASKS[name].epochs
@@ -140,7 +142,7 @@ def add_legend(fig, ax):
 
 @plt.rc_context(ON_A_PHONE)
 def plot_argument(labels):
-    "Draw what each variant, a key of `labels`, does in short cycles, in long ones if it was run, and to the range of good LRs."
+    "Draw what each variant, a key of `labels`, does in short cycles, in long ones, and to the range of good LRs."
     panels = [('cycles of 4 to 15 epochs: gain', draw_gains, 1), ('4 times as long: gain', draw_gains, 4),
               ('cycles of 4 to 15 epochs: range', draw_ranges, 1)]
     fig, axes = plt.subplots(3, 1, figsize=(5, 3 * (.9 + .7 * len(labels)) + 1), layout='constrained')
@@ -185,7 +187,7 @@ def suggestions(name):
 
 @cache
 def regrets(name):
-    "Return one row per way to choose and seed: its cost in epochs, and the points that are lost against the best LR tried."
+    "Return one row per way to choose and seed: its cost in epochs, and the points lost against the best LR tried."
     df, task, suggested, rows = study(name), ALL_TASKS[name], suggestions(name), []
     at = df[(df.variant == 'default') & (df.epochs == task.epochs)].set_index(['max_lr', 'seed']).score
     best = at[best_lr(df, 'default', task.epochs)]
@@ -193,7 +195,9 @@ def regrets(name):
     for s in suggested.itertuples(): add(f'lr_find, {s.rule}', s.seed, s.cost, 0 if np.isnan(s.score) else s.score)
     for s in suggested[suggested.rule == 'minimum'].itertuples():
         lrs = lrs_around(s.max_lr)
-        for n in (1, 2, 4): add(f'compare_max_lr, {n}', s.seed, s.cost + n * len(lrs), at[chosen(df, s.seed, lrs, n)[0], s.seed])
+        for n in (1, 2, 4):
+            lr, = chosen(df, s.seed, lrs, n)
+            add(f'compare_max_lr, {n}', s.seed, s.cost + n * len(lrs), at[lr, s.seed])
     for seed in df.seed.unique():
         for way, cost, lr in short_cycles(df, task, seed): add(way, seed, cost, at[lr, seed])
     return pd.DataFrame(rows).assign(task=name)
@@ -210,7 +214,8 @@ def gain_over_minimum(way):
 
 def best_over_minimum():
     "Return how many times the suggestion `minimum` the best LR is, for each task and seed."
-    return pd.concat({name: best_lr(study(name), 'default', task.epochs) / suggestions(name).query("rule == 'minimum'").max_lr
+    def found(name): return suggestions(name).query("rule == 'minimum'").max_lr
+    return pd.concat({name: best_lr(study(name), 'default', task.epochs) / found(name)
                       for name, task in ALL_TASKS.items()})
 
 def short_over_long(n=1):
@@ -218,7 +223,8 @@ def short_over_long(n=1):
     return pd.Series({name: best_lr(study(name), 'default', n) / best_lr(study(name), 'default', task.epochs)
                       for name, task in ALL_TASKS.items()})
 
-WAYS = {'lr_find, ': ('tab:orange', 'o', 'lr_find'), 'compare_max_lr, ': ('tab:red', '*', 'compare_max_lr(), 1, 2 or 4 epochs'),
+WAYS = {'lr_find, ': ('tab:orange', 'o', 'lr_find'),
+        'compare_max_lr, ': ('tab:red', '*', 'compare_max_lr(), 1, 2 or 4 epochs'),
         'cycles of 1, the best 3 again with ': ('tab:green', '^', '1 epoch at 6 LRs, then 2 or 4 at the best 3'),
         'cycles of ': ('tab:blue', 's', '1, 2 or 4 epochs at 6 LRs')}
 LEFT = 'lr_find, valley', 'lr_find, minimum'    # ways whose labels stand on the left, since others are in the way
@@ -231,8 +237,8 @@ def plot_regrets(table):
         start = next(start for start in WAYS if way.startswith(start))
         color, marker, label = WAYS[start]
         ax.plot(row.cost, row.regret, marker, color=color, ms=8, label=label)
-        ax.annotate(way.removeprefix(start), (row.cost, row.regret),
-                    xytext=(-7 if way in LEFT else 7, 3), ha='right' if way in LEFT else 'left', textcoords='offset points')
+        side = dict(xytext=(-7, 3), ha='right') if way in LEFT else dict(xytext=(7, 3), ha='left')
+        ax.annotate(way.removeprefix(start), (row.cost, row.regret), textcoords='offset points', **side)
     ax.set_yscale('symlog', linthresh=.1)
     ax.set_yticks([0, .1, .3, 1, 3, 10, 30], ['0', '0.1', '0.3', '1', '3', '10', '30'])
     ax.minorticks_off()

@@ -1,10 +1,11 @@
 """Attack runs of a checkpoint in all ways at once, and check that each ends as if nothing had happened.
 
-`python benchmarks/crash.py --hostile 200` draws one run after another: a data loader, some callbacks, how often to save. It trains
-the run without a checkpoint first. Then it starts processes that are killed at a batch or in a save, get SIGTERM or Ctrl-C, or stop at a
-limit, until one of them finishes; now and then two start at once on one name. After each process the file has to be whole, and copies
-of it, each damaged at a place that is drawn, have to be refused. At the end, weights, losses, `hps` and what the callbacks remember are
-compared with the first training. It goes on until so many processes were killed, and the same seed draws the same again."""
+`python benchmarks/crash.py --hostile 200` draws one run after another: a data loader, some callbacks, how often to
+save. It trains the run without a checkpoint first. Then it starts processes that are killed at a batch or in a save,
+get SIGTERM or Ctrl-C, or stop at a limit, until one of them finishes; now and then two start at once on one name. After
+each process the file has to be whole, and copies of it, each damaged at a place that is drawn, have to be refused. At
+the end, weights, losses, `hps` and what the callbacks remember are compared with the first training. It goes on until
+so many processes were killed, and the same seed draws the same again."""
 import os
 import signal
 import sys
@@ -119,12 +120,15 @@ class Window(Callback):
 class Exports(Callback):
     "Copy the Learner at the end of each epoch."
     def after_epoch(self):
-        with self.learn.removed_cbs(self) as learn: assert not any('Cycle' in type(cb).__name__ for cb in deepcopy(learn).cbs)
+        with self.learn.removed_cbs(self) as learn: twin = deepcopy(learn)
+        assert not any('Cycle' in type(cb).__name__ for cb in twin.cbs)
 
 CALLBACKS = {'predict': lambda: Looking('before_epoch', False), 'predict inside': lambda: Looking('after_batch', True),
              'validate': lambda: Looking('after_epoch', None), 'average': Average, 'clamp': Clamp, 'window': Window,
-             'accumulation': lambda: GradientAccumulation(3 * BS), 'mixup': MixUp, 'log': lambda: CSVLogger(append=True),
-             'schedule': lambda: ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01))), 'best': SaveModelCallback, 'copy': Exports}
+             'accumulation': lambda: GradientAccumulation(3 * BS), 'mixup': MixUp,
+             'log': lambda: CSVLogger(append=True),
+             'schedule': lambda: ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01))), 'best': SaveModelCallback,
+             'copy': Exports}
 
 OPTS = {'Adam': Adam, 'AdamW': partial(OptimWrapper, opt=torch.optim.AdamW)}
 
@@ -135,19 +139,25 @@ class Case:
         self.cbs = rng.sample(list(CALLBACKS), rng.randint(0, 4))
         if 'validate' in self.cbs:     # fastai's validation would close the log, and load the best weights
             self.cbs = [name for name in self.cbs if name not in ('log', 'best')]
-        if 'copy' in self.cbs: self.cbs = [name for name in self.cbs if name != 'log']     # an open file cannot be copied
+        # An open file cannot be copied
+        if 'copy' in self.cbs: self.cbs = [name for name in self.cbs if name != 'log']
         self.every, self.tied, self.seed = rng.choice([None, 1, 3, 7]), rng.random() < .3, rng.randrange(1000)
 
-    def __repr__(self): return f'{self.loader}, {self.opt}, every={self.every}, tied={self.tied}: {", ".join(self.cbs) or "no callbacks"}'
+    def __repr__(self):
+        cbs = ', '.join(self.cbs) or 'no callbacks'
+        return f'{self.loader}, {self.opt}, every={self.every}, tied={self.tied}: {cbs}'
 
     def learner(self, folder):
         set_seed(self.seed)
         data = load_digits()
         items = list(zip(torch.tensor(data.data, dtype=torch.float32) / 16, data.target.tolist()))
-        dls = DataLoaders(LOADERS[self.loader](items[:N_ITEMS]), DataLoader(items[1500:1628], bs=64), path=folder, device='cpu')
-        model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(.3), nn.Linear(32, 32), nn.Linear(32, 10))
+        dls = DataLoaders(LOADERS[self.loader](items[:N_ITEMS]), DataLoader(items[1500:1628], bs=64), path=folder,
+                          device='cpu')
+        model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(.3), nn.Linear(32, 32),
+                              nn.Linear(32, 10))
         if self.tied: model[4].weight = nn.Parameter(model[4].weight @ model[4].weight.T)
-        return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=OPTS[self.opt], metrics=accuracy, path=folder)
+        return Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=OPTS[self.opt], metrics=accuracy,
+                       path=folder)
 
 # What is done to a process
 
@@ -166,7 +176,8 @@ def drawn_attack(case, rng):
     if rng.random() < 2 / 3:
         place = rng.choice(Kill.places)
         return Kill(place, rng.randint(1, 14 if place == 'batch' else 3))
-    first = N_BATCH + 1 if 'best' in case.cbs else 1     # at the end of a fit fastai loads the best weights, if there are any or not
+    # At the end of a fit fastai loads the best weights, if there are any or not
+    first = N_BATCH + 1 if 'best' in case.cbs else 1
     return Stop(rng.choice(['SIGTERM', 'Ctrl-C', 'limit']), rng.randint(first, EPOCHS * N_BATCH))
 
 class Trains(Callback):
@@ -188,8 +199,8 @@ def child(folder, case, checkpoint, attack):
     except KeyboardInterrupt: sys.exit(INTERRUPTED)
     if len(learn.recorder.values) < EPOCHS: sys.exit(STOPPED)     # at the last batch too
     r = learn.recorder
-    result = dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps, starts=r.starts,
-                  values=[[float(v) for v in row] for row in r.values])
+    result = dict(weights=learn.model.state_dict(), losses=[float(loss) for loss in r.losses], hps=r.hps,
+                  starts=r.starts, values=[[float(v) for v in row] for row in r.values])
     torch.save(result, folder/'loaded')
     if not trains.n: return
     averages = [cb.model_average.state_dict() for cb in cbs if isinstance(cb, Average)]
@@ -242,8 +253,9 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
             raise SystemExit(f'{case}\n' + (folder/'log').read_text(encoding='utf-8')[-3000:])
         kills += codes.count(-signal.SIGKILL)
         figures.update(processes=len(codes), kills=codes.count(-signal.SIGKILL), sigterms=codes.count(-signal.SIGTERM),
-                       interrupts=codes.count(INTERRUPTED), limits=codes.count(STOPPED), pairs=is_pair, refused=codes.count(REFUSED),
-                       kills_inside_a_save=unfinished_save(folder) not in (None, before), torn_files=is_torn(folder))
+                       interrupts=codes.count(INTERRUPTED), limits=codes.count(STOPPED), pairs=is_pair,
+                       refused=codes.count(REFUSED), torn_files=is_torn(folder),
+                       kills_inside_a_save=unfinished_save(folder) not in (None, before))
         tried, accepted = n_accepted(checkpoint_file(folder), rng, n_damages)
         figures.update(damages=tried, damages_accepted=accepted)
         if 0 in codes: return
@@ -251,15 +263,16 @@ def attack_run(folder, case, rng, figures, max_kills, n_damages):
 def hostile(n_kills, seed=0, root=None, max_kills=8, n_damages=10):
     "Return the figures of runs that are attacked until `n_kills` processes were killed."
     rng, root, figures = Random(seed), Path(root or tempfile.mkdtemp()), Counter()
-    names = ['runs', 'processes', 'kills', 'kills_inside_a_save', 'sigterms', 'interrupts', 'limits', 'pairs', 'refused', 'resumes', 'damages',
-             'damages_accepted', 'torn_files', 'different_runs', 'different_logs']
+    names = ['runs', 'processes', 'kills', 'kills_inside_a_save', 'sigterms', 'interrupts', 'limits', 'pairs',
+             'refused', 'resumes', 'damages', 'damages_accepted', 'torn_files', 'different_runs', 'different_logs']
     while figures['kills'] < n_kills:
         case = Case(rng)
         calm, folder = root/f"calm{figures['runs']}", root/f"run{figures['runs']}"
         for f in (calm, folder): f.mkdir()
         start(calm, case, checkpoint=False).join()
         attack_run(folder, case, rng, figures, min(max_kills, n_kills - figures['kills']), n_damages)
-        is_same = all(same(*(torch.load(f/name, weights_only=True) for f in (calm, folder))) for name in ('loaded', 'result'))
+        is_same = all(same(*(torch.load(f/name, weights_only=True) for f in (calm, folder)))
+                      for name in ('loaded', 'result'))
         is_same_log = rows_of(calm) == rows_of(folder)
         figures.update(runs=1, resumes=len(resumes(folder)), different_runs=not is_same, different_logs=not is_same_log)
         if not (is_same and is_same_log): print(f'different: {case} ({folder})', file=sys.stderr)

@@ -61,5 +61,6 @@ def is_torn(folder):
 
 def resumes(folder):
     "Return the epoch and the batch of each resume in the log."
-    found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", (folder/'log').read_text(encoding='utf-8'))
+    log = (folder/'log').read_text(encoding='utf-8')
+    found = re.findall(rf"Checkpoint '{NAME}' [^\r\n]*in epoch (\d+), batch (\d+)", log)
     return [(int(epoch), int(batch)) for epoch, batch in found]

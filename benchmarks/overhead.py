@@ -1,11 +1,11 @@
 """The cost of a training batch with each scheduler, in microseconds, with all columns measured in one run.
 
-`python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run.
-*own*: the scheduler's own work per batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
-events of the batch loop, called as the Learner calls them. *TimedCycle* is a cycle by the clock; looking at it, and counting
-the batches that a loader yields, are its own work too. Columns are interleaved on one thread; the best of several
-rounds counts. At the end, the whole training loop on a model of one weight: fastai's own `fit_one_cycle`, this project's, and a
-plain `fit`, interleaved too."""
+`python benchmarks/overhead.py` prints the tables; `--json FILE` writes the figures, `--quick` shortens the run. *own*:
+the scheduler's own work per batch (`before_batch` and `after_batch`, or `step`), called directly. *whole*: all eight
+events of the batch loop, called as the Learner calls them. *TimedCycle* is a cycle by the clock; looking at it, and
+counting the batches that a loader yields, are its own work too. Columns are interleaved on one thread; the best of
+several rounds counts. At the end, the whole training loop on a model of one weight: fastai's own `fit_one_cycle`, this
+project's, and a plain `fit`, interleaved too."""
 import subprocess
 import sys
 import time
@@ -37,9 +37,11 @@ def make_learner(opt, n_groups):
     "Make a Learner that is in the middle of a fit of a million batches."
     model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_groups)])
     dl = DataLoader([(torch.zeros(1), torch.zeros(1))] * 1000, bs=1, device='cpu')
-    learn = Learner(DataLoaders(dl, dl, device='cpu'), model, loss_func=nn.MSELoss(), opt_func=OPTS[opt], splitter=lambda m: [[p] for p in m])
+    learn = Learner(DataLoaders(dl, dl, device='cpu'), model, loss_func=nn.MSELoss(), opt_func=OPTS[opt],
+                    splitter=lambda m: [[p] for p in m])
     learn.create_opt()
-    learn.n_epoch, learn.epoch, learn.iter, learn.train_iter, learn.pct_train, learn.training = N // 1000, 0, 0, 0, 0., True
+    learn.n_epoch, learn.epoch, learn.iter, learn.train_iter, learn.pct_train = N // 1000, 0, 0, 0, 0.
+    learn.training = True
     learn.recorder.before_fit()
     learn.recorder.before_train()
     return learn
@@ -104,7 +106,8 @@ def best_times(cols, rounds, calls):
             best[name] = min(best[name], (time.perf_counter() - start) / n * 1e6)
             place[name] += n
     at = best.pop('at')
-    return {name: t - at if name.split()[0] in ('OneCycle', 'TimedCycle', 'fastai', 'empty') else t for name, t in best.items()}
+    callbacks = 'OneCycle', 'TimedCycle', 'fastai', 'empty'
+    return {name: t - at if name.split()[0] in callbacks else t for name, t in best.items()}
 
 def preview(n, rounds):
     "Time a plan of `n` batches and a loop over `OneCycleLR`, in µs per batch."
@@ -142,10 +145,13 @@ def whole_loop(n, rounds):
 def import_time(rounds):
     "Time what fastai users import anyway, and this package on top of it: the best of several runs, in seconds."
     base = 'from fastai.basics import *; import fastai.callback.schedule'
-    def once(code): return float(subprocess.run([sys.executable, '-c', f'import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)'],
-                                                capture_output=True, text=True, check=True).stdout)
-    on_top = f'{base}; u = time.perf_counter(); import onecycle_callback; t = time.perf_counter() - (time.perf_counter() - u)'
-    return dict(fastai=min(once(base) for _ in range(rounds)), onecycle_callback=min(once(on_top) for _ in range(rounds)))
+    on_top = f'{base}; t = time.perf_counter(); import onecycle_callback'
+    def once(code):
+        code = f'import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)'
+        run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+        return float(run.stdout)
+    return dict(fastai=min(once(base) for _ in range(rounds)),
+                onecycle_callback=min(once(on_top) for _ in range(rounds)))
 
 @call_parse
 def main(
@@ -160,21 +166,25 @@ def main(
         for n_groups in (1, 10, 100) if quick else (1, 10, 100, 1000):
             calls = max(40, some // n_groups)
             # OneCycle computes its values a block at a time: a round as long as a block pays for exactly one
-            per_round = dict(OneCycle=calls if quick else BLOCK_SIZE // n_groups + 1, TimedCycle=calls, fastai=max(20, calls // 40), any=calls)
+            of_cycle = calls if quick else BLOCK_SIZE // n_groups + 1
+            per_round = dict(OneCycle=of_cycle, TimedCycle=calls, fastai=max(20, calls // 40), any=calls)
             rows[f'{opt}, {n_groups} groups'] = best_times(columns(opt, n_groups), rounds, per_round)
     table = pd.DataFrame(rows).T
     own = table['OneCycle own']
-    ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'], 'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],
+    ratios = pd.DataFrame({'own / OneCycleLR': own / table['OneCycleLR own'],
+                           'own / fastai own': own / table['fastai own'], 'own / floor': own / table['floor own'],
                            'TimedCycle own / own': table['TimedCycle own'] / own,
                            'whole / empty callback': table['OneCycle whole'] / table['empty whole']})
     print('µs per batch', table.round(2).to_string(), '', 'ratios', ratios.round(4).to_string(), '', sep='\n')
     previews = preview(10_000 if quick else N, rounds)
     loop = whole_loop(200 if quick else 2000, 2 if quick else 15)
     imports = import_time(1 if quick else 5)
-    print('preview, µs per batch:', {k: round(v, 4) for k, v in previews.items()}, f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
+    print('preview, µs per batch:', {k: round(v, 4) for k, v in previews.items()},
+          f'ratio 1/{previews["OneCycleLR loop"] / previews["plan"]:.0f}')
     print('whole loop, µs per batch:', {k: round(v, 1) for k, v in loop.items()},
           'ratios to fit:', {k: round(v / loop['fit'], 3) for k, v in loop.items()})
-    print('import, s:', {k: round(v, 4) for k, v in imports.items()}, f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
+    print('import, s:', {k: round(v, 4) for k, v in imports.items()},
+          f'ratio {imports["onecycle_callback"] / imports["fastai"]:.1%}')
     if not json: return
     figures = dict(us_per_batch=rows, ratios=ratios.T.to_dict(), preview=previews, loop=loop, imports=imports)
     Path(json).write_text(dumps(figures, indent=1), encoding='utf-8')

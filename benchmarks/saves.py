@@ -1,10 +1,11 @@
-"""Compare the time of a save with one `torch.save` of the same content, and the time for which training stands still with a copy of it.
+"""Compare the time of a save with one `torch.save` of the same content, and with a copy of it.
 
-`python benchmarks/crash.py --cost-only` trains on a tiny batch with everything a checkpoint holds as large as the table says:
-thousands of recorded batches, 300 MB of weights, a constant of 200 MB in a callback. `save` is one at the end of an epoch, `torch.save` of
-the state dicts, of all that the recorder holds, with its losses as one tensor, and of the constant; `flushed` is that with the flush to the
-disk which keeps a file over a power cut. `stands still` is how long a save within an epoch (`every=`) holds up training, `copy` how
-long a `deepcopy` of that content takes. Each is the best of `rounds`, in milliseconds."""
+`python benchmarks/crash.py --cost-only` trains on a tiny batch with everything a checkpoint holds as large as the table
+says: thousands of recorded batches, 300 MB of weights, a constant of 200 MB in a callback. `save` is one at the end of
+an epoch, `torch.save` of the state dicts, of all that the recorder holds, with its losses as one tensor, and of the
+constant; `flushed` is that with the flush to the disk which keeps a file over a power cut. `stands still` is how long a
+save within an epoch (`every=`) holds up training, `copy` how long a `deepcopy` of that content takes. Each is the best
+of `rounds`, in milliseconds."""
 import gc
 import os
 import tempfile
@@ -21,7 +22,8 @@ from onecycle_callback import CycleCheckpoint
 
 SITUATIONS = {'1,000 recorded batches': dict(n_recorded=1_000), '10,000 recorded batches': dict(n_recorded=10_000),
               '100,000 recorded batches': dict(n_recorded=100_000), '300 MB of weights': dict(megabytes=300),
-              'a constant of 200 MB': dict(constant=200), 'all of it': dict(n_recorded=100_000, megabytes=300, constant=200)}
+              'a constant of 200 MB': dict(constant=200),
+               'all of it': dict(n_recorded=100_000, megabytes=300, constant=200)}
 
 # 2 GB, where there is a GPU
 ON_A_GPU = {'2 GB of weights on the GPU': dict(megabytes=2000, device='cuda')} if torch.cuda.is_available() else {}
@@ -30,7 +32,8 @@ class Wide(nn.Module):
     "A model with many weights of which one batch needs few."
     def __init__(self, megabytes):
         super().__init__()
-        self.used, self.rest = nn.Linear(8, 1), nn.ParameterList([nn.Parameter(torch.randn(250_000)) for _ in range(megabytes)])
+        self.used = nn.Linear(8, 1)
+        self.rest = nn.ParameterList([nn.Parameter(torch.randn(250_000)) for _ in range(megabytes)])
     def forward(self, x): return self.used(x)
 
 class Teacher(Callback):
@@ -59,7 +62,8 @@ class After(Callback):
 def learner(folder, megabytes, device):
     set_seed(0)
     dl = DataLoader(list(zip(torch.randn(8, 8), torch.randn(8, 1))), bs=8)
-    return Learner(DataLoaders(dl, dl, device=device), Wide(megabytes), loss_func=nn.MSELoss(), opt_func=SGD, path=folder)
+    return Learner(DataLoaders(dl, dl, device=device), Wide(megabytes), loss_func=nn.MSELoss(), opt_func=SGD,
+                   path=folder)
 
 def timed(f):
     begin = time.perf_counter()
@@ -77,7 +81,8 @@ def train(times, name, event, every, folder, sizes, rounds, after=None):
     def stop():
         times[name].append(time.perf_counter() - begin)
         if after: after(learn, teacher)
-    cbs = [teacher, Pretend(sizes.get('n_recorded', 0)), After(9_000, event, start), After(20_000, event, stop)]     # a checkpoint is saved between
+    # A checkpoint is saved between the last two
+    cbs = [teacher, Pretend(sizes.get('n_recorded', 0)), After(9_000, event, start), After(20_000, event, stop)]
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(rounds, 1e-3, checkpoint=CycleCheckpoint('cost', every=every, restart=True), cbs=cbs)
 
@@ -92,13 +97,15 @@ def measure(rounds, **sizes):
                 if flush: os.fsync(f.fileno())
         def compare(learn, teacher):
             r = learn.recorder
-            content = dict(weights=learn.model.state_dict(), opt=learn.opt.state_dict(), losses=torch.stack(r.losses), lrs=r.lrs, hps=r.hps, values=r.values,
+            content = dict(weights=learn.model.state_dict(), opt=learn.opt.state_dict(),
+                           losses=torch.stack(r.losses), lrs=r.lrs, hps=r.hps, values=r.values,
                            constant=teacher.weights)
             times['torch.save'].append(timed(lambda: save(content, False)))
             times['flushed'].append(timed(lambda: save(content, True)))
             times['copy'].append(timed(lambda: deepcopy(content)))
         train(times, 'save', 'epoch', None, folder, sizes, rounds, compare)
-        megabytes = {'MB': (folder/'models/cost.cycle').stat().st_size / 1e6, 'torch.save MB': plain.stat().st_size / 1e6}
+        megabytes = {'MB': (folder/'models/cost.cycle').stat().st_size / 1e6,
+                     'torch.save MB': plain.stat().st_size / 1e6}
         train(times, 'stands still', 'batch', 1, folder, sizes, rounds)
     return {name: 1e3 * min(values[1:]) for name, values in times.items()} | megabytes
 

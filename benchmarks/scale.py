@@ -1,13 +1,12 @@
 """What it costs to look at a plan or at a record, by its length and its number of parameter groups.
 
-`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick`
-shortens the run, without the MB, and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of
-several interleaved rounds; MB are the most that Python had allocated at once, in a run of its own, where that takes
-less than two seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
+`python benchmarks/scale.py` measures, writes `benchmarks/results/scale.csv` and prints it as tables; `--quick` shortens
+the run, without the MB, and writes nothing. Every plan has 100 epochs. Seconds are CPU time, the best of several
+interleaved rounds; MB are the most that Python had allocated at once, in a run of its own, where that takes less than
+two seconds. The loop over torch's `OneCycleLR` and ignite's `simulate_values` are timed over up to 20,000 batches, and
 their cost for all batches is computed from that. This project doesn't install ignite (`pip install pytorch-ignite`);
-without it there is no such column.
-`python benchmarks/scale.py --train 1000000` trains a model of one weight for so many batches instead: how
-much memory the record takes, and how long a batch takes at the beginning and at the end."""
+without it there is no such column. `python benchmarks/scale.py --train 1000000` trains a model of one weight for so
+many batches instead: how much memory the record takes, and how long a batch takes at the beginning and at the end."""
 import math
 import sys
 import time
@@ -108,8 +107,8 @@ def measure(lengths, n_groups, rounds, most=2):
                 found[what]()
                 taken = (time.process_time() - start) * factor.get(what, 1)
                 seconds[what, n] = min(taken, seconds.get((what, n), math.inf))
-    return [dict(batches=n, groups=n_groups, what=what, seconds=t, mb=math.nan if t > most else _peak_mb(*made[n], what))
-            for (what, n), t in seconds.items()]
+    return [dict(batches=n, groups=n_groups, what=what, seconds=t,
+                 mb=math.nan if t > most else _peak_mb(*made[n], what)) for (what, n), t in seconds.items()]
 
 def _peak_mb(found, factor, what):
     if what in factor: return math.nan   # only a sample of it ran
@@ -166,8 +165,8 @@ def train_for(n):
     hps = learn.recorder.hps
     held = sum(sys.getsizeof(v) + sum(map(sys.getsizeof, v)) for v in hps.values())
     first, last = np.median(per_batch[:10]), np.median(per_batch[-10:])
-    print(f'{n:,} batches: the record of {" and ".join(hps)} takes {held / 1e6:.3g} MB; a batch takes {first:.1f} µs in '
-          f'the first ten epochs, {last:.1f} µs in the last ten, ratio {last / first:.2f}')
+    print(f'{n:,} batches: the record of {" and ".join(hps)} takes {held / 1e6:.3g} MB; a batch takes {first:.1f} µs '
+          f'in the first ten epochs, {last:.1f} µs in the last ten, ratio {last / first:.2f}')
 
 @call_parse
 def main(

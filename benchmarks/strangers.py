@@ -1,10 +1,10 @@
 """Plant checkpoint files that a stranger might write, and watch what reading them does.
 
-`python benchmarks/crash.py --strangers 20000` draws that many files: mutations of the JSON in genuine files, node by node and letter by
-letter; all the kinds of nodes that a file may hold, in random chains; files that are nested deeply or claim too much; parts that are
-missing or wrong. Each is read as `fit_one_cycle` reads it, and restored into a Learner. An audit hook counts code that is run or
-compiled, files that are opened for writing or removed, processes, sockets and imports; what is raised must be a `ValueError` that
-names the file."""
+`python benchmarks/crash.py --strangers 20000` draws that many files: mutations of the JSON in genuine files, node by
+node and letter by letter; all the kinds of nodes that a file may hold, in random chains; files that are nested deeply
+or claim too much; parts that are missing or wrong. Each is read as `fit_one_cycle` reads it, and restored into a
+Learner. An audit hook counts code that is run or compiled, files that are opened for writing or removed, processes,
+sockets and imports; what is raised must be a `ValueError` that names the file."""
 import json
 import resource
 import sys
@@ -26,8 +26,9 @@ from onecycle_callback.resume.file import _MARK, read_state
 from onecycle_callback.resume.objects import _BUILD, _GENERATORS, _KINDS, Refused, load
 from onecycle_callback.resume.state import loader_states, object_states, set_model_state
 
-WATCHED = ('exec', 'compile', 'subprocess.', 'os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.remove', 'os.rename', 'os.mkdir',
-           'os.rmdir', 'os.chmod', 'os.link', 'os.symlink', 'os.truncate', 'shutil.', 'socket.', 'import', 'ctypes.', 'pty.', 'webbrowser.')
+WATCHED = ('exec', 'compile', 'subprocess.', 'os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.remove',
+           'os.rename', 'os.mkdir', 'os.rmdir', 'os.chmod', 'os.link', 'os.symlink', 'os.truncate', 'shutil.',
+           'socket.', 'import', 'ctypes.', 'pty.', 'webbrowser.')
 
 class Watch:
     "Count what an audit hook sees while `on`."
@@ -56,15 +57,18 @@ def genuine(folder):
     "Return the state of a genuine run, and a Learner to restore it to."
     learn = learner(folder)
     try:
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .01, cbs=[Mine(), Stop()], checkpoint=CycleCheckpoint('run', every=7))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(2, .01, cbs=[Mine(), Stop()], checkpoint=CycleCheckpoint('run', every=7))
     except KeyboardInterrupt: pass
     return read_state(folder/'models/run.cycle'), learn
 
 # What a file says
 
-NAMES = ['learn', 'dls', 'opt', 'model', 'Mine', 'Recorder', 'Recorder.values 0 L', 'subprocess.Popen', 'os.system', 'builtins.eval', f'{__name__}.Mine',
-         'fastcore.foundation.L', 'torch.nn.modules.linear.Linear', 'export', 'fit', 'save', 'write_text', '__init__', '__reduce__', '/tmp/planted', 'PCG64',
-         'torch', 'float32', 'uint8', '<f8', '|O', 'cpu', '1e999999999', '1/1', '__setstate__', '__dict__', 'attributes', 'again', *_BUILD, *_GENERATORS]
+NAMES = ['learn', 'dls', 'opt', 'model', 'Mine', 'Recorder', 'Recorder.values 0 L', 'subprocess.Popen', 'os.system',
+         'builtins.eval', f'{__name__}.Mine', 'fastcore.foundation.L', 'torch.nn.modules.linear.Linear', 'export',
+         'fit', 'save', 'write_text', '__init__', '__reduce__', '/tmp/planted', 'PCG64', 'torch', 'float32', 'uint8',
+         '<f8', '|O', 'cpu', '1e999999999', '1/1', '__setstate__', '__dict__', 'attributes', 'again', *_BUILD,
+         *_GENERATORS]
 NUMBERS = [0, 1, -1, 2, 5, 8, 255, 2**31 - 1, -2**31, 2**70, .5, float('nan'), True, False, None]
 
 def drawn_node(rng, depth=0):
@@ -77,7 +81,9 @@ def drawn_node(rng, depth=0):
     if kind == 3: return rng.choice([inner, ['list', *inner], {name: name for name in rng.sample(NAMES, 2)}])
     if kind == 4: return ['dict', *(part for node in inner for part in (rng.choice(NAMES), node))]
     if kind == 5: return ['class', rng.choice(NAMES)]
-    if kind == 6: return ['tensor', None, rng.choice(['model.0.weight', [0, 8], [8, 999], [-1, 2**50]]), rng.choice(['uint8', 'float32', 'save']), [2, 1], [1, 1], 0]
+    if kind == 6:
+        where = rng.choice(['model.0.weight', [0, 8], [8, 999], [-1, 2**50]])
+        return ['tensor', None, where, rng.choice(['uint8', 'float32', 'save']), [2, 1], [1, 1], 0]
     return [rng.choice([*_KINDS, 'eval', '__class__']), *inner]
 
 def places(node):
@@ -112,10 +118,13 @@ def bomb(rng):
     doubled = '1'
     for i in range(60): doubled = f'["tuple",{doubled},["again",{60 - i}]]'
     return rng.choice([
-        '[' * n + ']' * n, '["tuple",' * n + '1' + ']' * n, '[' + '[],' * n + '[]]', '["list",' + '["set"],' * n + '1]', '["list",' + '["list"],' * n + '1]', '9' * n,
-        f'["dict",{doubled},1]', '["floats",0,1125899906842624]', '["value","builtins.bytearray",null,2147483647]', '["list"' + ',{}' * n + ']',
-        '["list",["dict",' + ','.join(f'"{i}",1' for i in range(n // 10)) + '],' + '["value","collections.OrderedDict",null,["again",1]],' * (n // 10) + '1]',
-        '["value","fractions.Fraction",null,' + '7' * 4000 + ',3]', '["list",' + '["again",0],' * n + '1]', '"' + 'x' * n])
+        '[' * n + ']' * n, '["tuple",' * n + '1' + ']' * n, '[' + '[],' * n + '[]]', '["list",' + '["set"],' * n + '1]',
+        '["list",' + '["list"],' * n + '1]', '9' * n, f'["dict",{doubled},1]', '["floats",0,1125899906842624]',
+        '["value","builtins.bytearray",null,2147483647]', '["list"' + ',{}' * n + ']',
+        '["list",["dict",' + ','.join(f'"{i}",1' for i in range(n // 10)) + '],'
+        + '["value","collections.OrderedDict",null,["again",1]],' * (n // 10) + '1]',
+        '["value","fractions.Fraction",null,' + '7' * 4000 + ',3]', '["list",' + '["again",0],' * n + '1]',
+        '"' + 'x' * n])
 
 # Files
 
@@ -153,7 +162,8 @@ class Strangers:
 
     def _drawn_inner(self):
         "Return what a stranger might put into the inner part of a genuine file."
-        (blocks, text), kind = self.rng.choice(self.inner), self.rng.choice([0, 0, 0, 1, 1, 1] + [2] * (self.rng.random() < .2))
+        blocks, text = self.rng.choice(self.inner)
+        kind = self.rng.choice([0, 0, 0, 1, 1, 1] + [2] * (self.rng.random() < .2))
         if kind == 0: return content_of(blocks, mutated(self.rng, text))
         return content_of(blocks, json.dumps(drawn_node(self.rng)) if kind == 1 else bomb(self.rng))
 
@@ -177,7 +187,8 @@ class Strangers:
         except ValueError as e: result = 'refused' if 'run.cycle' in str(e) else f'raw {e!r}'[:100]
         except BaseException as e: result = f'raw {e!r}'[:100]
         finally: self.watch.on = False
-        seconds, grown = time.perf_counter() - begin, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+        seconds = time.perf_counter() - begin
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
         self.longest, self.largest = max(self.longest, seconds), max(self.largest, grown)
         self.figures['too_long'] += seconds > 10
         self.figures['too_large'] += grown > 10 * len(content) + 100e6
@@ -196,6 +207,7 @@ def strangers(n_files, seed=0):
             else: files.read(files._read_inner, files._drawn_inner())
         touched = before != sorted(path.name for path in folder.rglob('*'))
     names = 'refused', 'not restored', 'accepted', 'raw_errors', 'too_long', 'too_large'
-    return dict(files=n_files, **{name.replace(' ', '_'): files.figures[name] for name in names}, files_touched=int(touched),
+    figures = {name.replace(' ', '_'): files.figures[name] for name in names}
+    return dict(files=n_files, **figures, files_touched=int(touched),
                 calls_outside=sum(files.watch.seen.values()), seen=dict(files.watch.seen.most_common(8)),
                 longest_seconds=round(files.longest, 2), largest_MB=round(files.largest / 1e6, 1))

@@ -42,7 +42,8 @@ AGAIN = {'1': 1, '1/3': 1 / 3, '1/10': 1 / 10}    # the second peak, as a part o
 
 class Averaged(Callback):
     "Train an average of the weights along, the last 50 batches weighing most, and take it at the end."
-    def before_fit(self): self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.98), use_buffers=True)
+    def before_fit(self):
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(.98), use_buffers=True)
     def after_batch(self): self.average.update_parameters(self.model)
     def after_fit(self): self.model.load_state_dict(self.average.module.state_dict())
 
@@ -92,7 +93,8 @@ def suggest(task, rule, seed):
     "Return what `lr_find` suggests by a rule, `nan` if it finds nothing, and the number of epochs that it takes."
     learn, *_ = learner(task, seed)
     try:
-        with learn.no_bar(), learn.no_logging(): lr = float(learn.lr_find(show_plot=False, suggest_funcs=RULES[rule])[0])
+        with learn.no_bar(), learn.no_logging():
+            lr = float(learn.lr_find(show_plot=False, suggest_funcs=RULES[rule])[0])
     except (IndexError, RuntimeError, TypeError): lr = float('nan')
     return lr, len(learn.recorder.lrs) / len(learn.dls.train)
 
@@ -110,7 +112,8 @@ def around(lrs, lr, n):
 
 def jobs_of_arguments(task, seeds):
     "Every argument at every LR, the first seed of everything first."
-    for seed, variant, lr in product(range(seeds), [*ARGUMENT_VARIANTS, *STARTS], task.lrs): yield variant, lr, task.epochs, seed
+    for seed, variant, lr in product(range(seeds), [*ARGUMENT_VARIANTS, *STARTS], task.lrs):
+        yield variant, lr, task.epochs, seed
 
 def jobs_of_short_cycles(task, seeds):
     "Short cycles, as a user would compare LRs."
@@ -126,9 +129,11 @@ def jobs_of_repeats(task, seeds, df):
 def jobs_of_long_cycles(task, seeds, df):
     "Every argument at 4 times the budget, at the LRs around its best."
     for seed, variant in product(range(seeds), ARGUMENT_VARIANTS):
-        for lr in around(task.lrs, best_lr(df, variant, task.epochs), task.long_lrs): yield variant, lr, 4 * task.epochs, seed
+        for lr in around(task.lrs, best_lr(df, variant, task.epochs), task.long_lrs):
+            yield variant, lr, 4 * task.epochs, seed
 
-STAGES = [lambda task, seeds, df: jobs_of_arguments(task, seeds), lambda task, seeds, df: jobs_of_short_cycles(task, seeds),
+STAGES = [lambda task, seeds, df: jobs_of_arguments(task, seeds),
+          lambda task, seeds, df: jobs_of_short_cycles(task, seeds),
           jobs_of_repeats, jobs_of_long_cycles]
 
 def run_suggestions(task, path, command, seeds, epochs):

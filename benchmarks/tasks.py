@@ -40,7 +40,7 @@ def friedman(seed):
     return Batches(x[None, :1000], y[:1000]), x[1000:], y[1000:]
 
 def text(seed, n_chars=65_536, length=32):
-    "Make pieces of the help text that ships with Python, as character numbers, each piece with the one that follows it."
+    "Make pieces of the help text that ships with Python, as character numbers, each with the one that follows."
     chars = '\n'.join(topics.topics.values())[:n_chars]
     numbers = {c: i for i, c in enumerate(sorted(set(chars)))}
     ids = torch.tensor([numbers[c] for c in chars])
@@ -61,18 +61,21 @@ class Transformer(nn.Module):
     def __init__(self, width=64):
         super().__init__()
         self.embed, self.place = nn.Linear(8, width), nn.Parameter(torch.zeros(8, width))
-        layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=128, dropout=0.1, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=128, dropout=0.1, batch_first=True,
+                                           norm_first=True)
         self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(width, 10)
 
     def forward(self, x): return self.head(self.encoder(self.embed(x[:, 0]) + self.place).mean(1))
 
-def mlp(): return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
+def mlp():
+    return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0))
 
 class CharacterModel(nn.Module):
     "A recurrent network that reads characters and predicts the next one."
     def __init__(self, n_chars=128, width=64):
         super().__init__()
-        self.embed, self.rnn, self.head = nn.Embedding(n_chars, 32), nn.GRU(32, width, batch_first=True), nn.Linear(width, n_chars)
+        self.embed, self.rnn = nn.Embedding(n_chars, 32), nn.GRU(32, width, batch_first=True)
+        self.head = nn.Linear(width, n_chars)
 
     def forward(self, x): return self.head(self.rnn(self.embed(x))[0]).flatten(0, 1)
 
@@ -106,7 +109,8 @@ class Task:
 TASKS = dict(
     cnn=Task('CNN, shifted digits, SGD', cnn, SGD, SGD_LRS, 12, partial(digits, shift=True)),
     transformer=Task('Transformer, AdamW', Transformer, torch.optim.AdamW, ADAM_LRS, 15, digits, long_lrs=1),
-    noisy=Task('CNN, shifted digits, 20 % random labels, SGD', cnn, SGD, SGD_LRS, 12, partial(digits, shift=True, noise=0.2)),
+    noisy=Task('CNN, shifted digits, 20 % random labels, SGD', cnn, SGD, SGD_LRS, 12,
+               partial(digits, shift=True, noise=0.2)),
     clean=Task('CNN, clean digits, SGD', cnn, SGD, SGD_LRS, 12, digits))
 
 MORE_TASKS = dict(

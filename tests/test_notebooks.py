@@ -75,7 +75,7 @@ def write_readme(root):
     return run.returncode, run.stdout + run.stderr
 
 def restored(root, *commands, same=eq):
-    """Return which broken files of `root` the `commands` restored to those of the project; all others must be unchanged.
+    """Return which broken files of `root` the `commands` restored to those of the project; others must be as before.
 
     A command is one of Python, or a function of `root`."""
     before = files(root)
@@ -215,7 +215,7 @@ def test_unwanted_output_is_seen(text):
     assert not unwanted(dict(output_type='display_data',
                              data={'text/html': '<img src="data:image/png;base64,a/tmp/b"/> models/run1.pth'}))
 
-@pytest.mark.parametrize('folder', ['onecycle_callback', 'docs', 'tests'])
+@pytest.mark.parametrize('folder', ['onecycle_callback', 'docs', 'tests', 'benchmarks'])
 def test_a_line_fits_into_120_columns(folder):
     "Except for `__all__` and `_modidx.py`, which nbdev writes."
     lines = [(path.name, line) for path in (ROOT / folder).rglob('*.py') if path.name != '_modidx.py'

@@ -1,4 +1,4 @@
-"""Python code in a process where fastai is imported, and this package is not: like an interpreter that has just started.
+"""Python code in a process where fastai is imported, and this package is not: like a new interpreter after that import.
 
 To import fastai takes four seconds. A server does it once and is forked for each process, where there is `fork`.
 This module is imported in those processes, and imports nothing of the tests."""
