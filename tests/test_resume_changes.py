@@ -20,6 +20,7 @@ from torch.nn.utils import prune
 
 from support.helpers import frozen_state
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
+from support.pairs import each
 from onecycle_callback import CycleCheckpoint
 from onecycle_callback.resume.file import read_state
 from onecycle_callback.resume.objects import Standing, load
@@ -79,9 +80,10 @@ class BatchSize(Callback):
     def __init__(self, event): setattr(self, event, self._set)
     def _set(self): self.learn.dls.train.bs = [4, 2, 8, 4, 4][self.epoch]
 
-@pytest.mark.parametrize('event', ['before_epoch', 'after_epoch'])
-@pytest.mark.parametrize('every, at', [(7, 5), (7, 20), (7, 40), (None, 20), (None, 40), (None, 44)])
-def test_another_batch_size_in_each_epoch(tmp_path, event, every, at):
+@pytest.mark.parametrize('place, event', each(
+    [(7, 5), (7, 20), (7, 40), (None, 20), (None, 40), (None, 44)], ['before_epoch', 'after_epoch']), ids=str)
+def test_another_batch_size_in_each_epoch(tmp_path, event, place):
+    every, at = place
     expected = calm(learner, tmp_path, [BatchSize(event)])
     interrupt(learner(tmp_path), [BatchSize(event)], at, every=every)
     assert_same(results(fit(learner(tmp_path), BatchSize(event), every=every)), expected)
@@ -91,8 +93,7 @@ def test_a_callback_that_is_added_is_named(tmp_path):
         interrupt(learner(tmp_path), [At(lambda learn: learn.add_cb(MixUp()), event='before_epoch')])
     with pytest.warns(UserWarning, match=r'was saved without MixUp \(added during the fit\)'): fit(learner(tmp_path))
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize('mix', [MixUp, CutMix])
+@pytest.mark.parametrize('mix, error', each([MixUp, CutMix], [KeyboardInterrupt, RuntimeError]))
 def test_an_interrupt_inside_a_batch_with_mixup(tmp_path, mix, error):
     "fastai leaves another loss function on the Learner. The same cell again."
     data = [(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(i)), i % 2) for i in range(46)]
@@ -449,19 +450,19 @@ def smooth(path, loss):
 
 @pytest.mark.slow
 def test_two_threads_that_resume_at_once(tmp_path):
-    "Each its own run; 10 times."
+    "Each its own run; 5 times."
     paths, errors, done = [tmp_path / str(i) for i in range(2)], [], []
     for path in paths: interrupt(learner(path), at=N_BATCH * 3 + 9)
     contents = [(path / CYCLE).read_bytes() for path in paths]
     def resume(path):
         try: done.append(len(fit(learner(path)).recorder.losses))
         except BaseException as e: errors.append(e)
-    for _ in range(10):
+    for _ in range(5):
         for path, content in zip(paths, contents): (path / CYCLE).write_bytes(content)
         threads = [threading.Thread(target=resume, args=(path,)) for path in paths]
         for thread in threads: thread.start()
         for thread in threads: thread.join()
-    assert not errors and done == [N_EPOCH * N_BATCH] * 20
+    assert not errors and done == [N_EPOCH * N_BATCH] * 10
 
 # Where it is, and how it ends
 

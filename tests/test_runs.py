@@ -1,7 +1,6 @@
 """Runs of a checkpoint: what interrupts them, what they lock, and what they say about the file that they find."""
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from torch import nn
 
+from support import fresh
 from support.helpers import fork
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results
 from support.pairs import each, pairs
@@ -166,7 +166,7 @@ train_and_term(Path(sys.argv[1]), int(sys.argv[2]), 'batch')"""
 def exit_code(path, at, where):
     "Run `train_and_term` in a process of its own, a script in one case; return its exit code, and what it printed."
     if where == 'script':
-        run = subprocess.run([sys.executable, '-c', SCRIPT, path, str(at)], capture_output=True, text=True)
+        run = fresh.python(SCRIPT, path, at)
         return run.returncode, run.stdout + run.stderr
     process = fork(train_and_term, path, at, where, out=path / 'out')
     process.join(300)
