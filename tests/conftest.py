@@ -12,10 +12,10 @@ import pytest
 from filelock import FileLock
 
 # These take longest, the longest first
-FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_pages.py', 'test_stories.py',
-         'test_crash.py', 'test_explore.py', 'test_resume_state.py', 'test_runs.py', 'test_explorer.py',
-         'test_benchmarks.py', 'test_clock.py', 'test_compare.py', 'test_nested.py', 'test_types.py', 'test_import.py',
-         'test_search.py', 'test_stream.py')
+FIRST = ('test_notebooks.py', 'test_site.py', 'test_distributed.py', 'test_compare.py', 'test_resume_state.py',
+         'test_clock.py', 'test_explore.py', 'test_pages.py', 'test_explorer.py', 'test_runs.py',
+         'test_resume_changes.py', 'test_checkpoint.py', 'test_stories.py', 'test_stream.py', 'test_crash.py',
+         'test_nested.py', 'test_damage.py', 'test_benchmarks.py', 'test_search.py', 'test_position.py')
 
 def is_first_case(item):
     "Whether each parameter has its first value. Not the first to be met: pytest-randomly shuffles the items."

@@ -219,6 +219,7 @@ def main_job(folder, *args):
     runpy.run_module('onecycle_callback', run_name='__main__')
 
 @pytest.mark.slow
+@pytest.mark.fork
 def test_main_job(tmp_path):
     (tmp_path / 'run').mkdir()
     codes, (out, other) = in_two(main_job, tmp_path / 'run', '--cycle_len', '2', folder=tmp_path)
@@ -230,6 +231,7 @@ def test_main_job(tmp_path):
     assert [p.name for p in (tmp_path / 'run').iterdir()] == ['onecycle.png']
 
 @pytest.mark.slow
+@pytest.mark.fork
 def test_main_job_refuses_once(tmp_path):
     "`torchrun` ends rank 1, which waits for that, once rank 0 has ended."
     outs = [tmp_path / f'{rank}.out' for rank in range(2)]

@@ -144,6 +144,7 @@ def test_a_notebook_that_is_none_is_not_clean(copy):
     assert code and 'UserWarning: Failed to clean notebook' in output
 
 @pytest.mark.slow
+@pytest.mark.fork
 def test_executes_with_current_outputs(copy):
     def forget(cells): next(c for c in cells if c.get('outputs'))['outputs'] = []
     rewrite(copy / 'nbs/index.ipynb', forget)
@@ -174,6 +175,7 @@ def test_numbers_may_differ_in_their_last_digits(printed, same):
     assert not agree(page('epoch 3: 0.6016'), page('epoch 3: 0.6016', 'x = 0.6015'))
 
 @pytest.mark.slow
+@pytest.mark.fork
 def test_a_cell_that_fails_is_seen(copy):
     for path in (copy / 'nbs').rglob('*.ipynb'): path.unlink()
     write_nb(new_nb([mk_cell('assert 1 == 2')]), copy / 'nbs/fails.ipynb')

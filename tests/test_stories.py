@@ -173,6 +173,7 @@ def run_script(folder, signal=None, at=None):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
+@pytest.mark.fork
 def test_script(tmp_path):
     "Killed in the second epoch, in a forked process, interrupted by Ctrl-C in the third, and run to its end."
     (tmp_path / 'train.py').write_text(SCRIPT, encoding='utf-8')
