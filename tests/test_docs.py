@@ -1,6 +1,7 @@
 """The rules by which a notebook becomes a page, and the index the README; test_site.py looks at the built pages."""
 import re
 from base64 import b64encode
+from functools import reduce
 from importlib import import_module
 from io import BytesIO
 
@@ -51,6 +52,25 @@ def html_image(png): return f'<img alt="LR" src="data:image/png;base64,{png}"/>'
 def imports(page, *names):
     return import_lines(names, import_module(f'onecycle_callback.{page}'), 'onecycle_callback')
 
+def pre(text): return f'<span class="pre">{text}</span>'
+
+class Sample:
+    "What a section is made of."
+    @property
+    def size(self) -> int: # How many
+        "The size of the sample."
+        return 1
+
+    def take(self,
+        first:int, # The first one
+        by_name:str|None=None, # Which name; see `OneCycle`
+        *, a_rather_long_argument:float=.5, # Long
+        one_more_long_argument:bool=False # Longer
+    ) -> nn.Module: # What was taken
+        "Take some of it, as `OneCycle` does."
+
+def plain(x, y=1): "Nothing is known of its types."
+
 ROW = '<tr><th>0</th><td>1</td></tr>'
 TWO_HEADERS = '<tr style="a"><th></th><th>lr</th><th>mom</th></tr><tr><th>epoch</th><th></th><th></th></tr>'
 CODE = f'```\n[a]({SITE}/a.html)\n::: {{.callout-note}}\n```\n'
@@ -94,7 +114,32 @@ RULES = dict(
              [['length', 'curve', 'positions', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot',
                'picture', 'explore'],
               ['plan']]),
-    public=(lambda: [*filter(is_public, ['f', 'A.f', '_f', 'A._f', '_A.f', 'A.before_fit'])], ['f', 'A.f']))
+    public=(lambda: [*filter(is_public, ['f', 'A.f', '_f', 'A._f', '_A.f', 'A.before_fit'])], ['f', 'A.f']),
+    outputs_lose_widgets_and_have_their_links_changed=(
+        lambda: [o.data for o in code_cell(new_code_cell('show()', outputs=[
+            new_output('display_data', {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'sliders'}),
+            new_output('display_data', {'text/markdown': 'x'})]), str.upper).outputs],
+        [{'text/plain': 'sliders'}, {'text/markdown': 'X'}]),
+    **{name: (lambda name=name, obj=obj: signature(name, obj, show_doc(obj)), wanted) for name, obj, wanted in [
+        ('plain', plain, 'plain(x, y:int=1)'), ('Sample.size', Sample.size, 'Sample.size: int'),
+        ('Sample.take', Sample.take,
+         'Sample.take(\n    first:int,\n    by_name:str | None=None,\n    *,\n    a_rather_long_argument:float=0.5,\n'
+         '    one_more_long_argument:bool=False\n) -> Module')]},
+    **{url: (lambda url=url: local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot', 'demo'}), local)
+       for url, local in {
+           f'{SITE}/schedule.html#onecycleplan.plot': '#onecycleplan.plot',
+           f'{SITE}/schedule.html#onecycleplan._all': '#onecycleplan',
+           f'{SITE}/plot.html#_every': '/plot.ipynb', f'{SITE}/demo.html#demo': '/demo.ipynb',
+           f'{SITE}/resume.checkpoint.html': '/resume.checkpoint.ipynb',
+           SITE: '/index.ipynb', f'{SITE}/': '/index.ipynb', 'tutorials/a_b.ipynb': 'tutorials/a_b.ipynb',
+           '../02_callback.ipynb#the-callback': '../callback.ipynb#the-callback',
+           '../01_schedule.ipynb#onecycleplan': '#onecycleplan',
+           **{same: same for same in ('https://docs.fast.ai/learner.html#learner', 'https://example.com/a.ipynb',
+                                      '#a-heading', 'LICENSE')}}.items()},
+    **{name: (lambda name=name: breakable(f'<table>{pre(name)}</table>{pre(name)}'),
+              f'<table>{pre(words.replace(" ", "<wbr/>"))}</table>{pre(name)}') for name, words in {
+        'TerminateOnNaNCallback': 'Terminate On NaN Callback', 'CSVLogger': 'CSV Logger', 'MixUp': 'Mix Up',
+        'three_phase': 'three_ phase', 'learn.no_bar': 'learn. no_ bar', 'lr': 'lr'}.items()})
 
 @pytest.mark.parametrize('made, wanted', RULES.values(), ids=RULES)
 def test_rule(made, wanted): assert made() == wanted
@@ -151,55 +196,10 @@ def test_a_long_import_takes_several_lines():
     exec(code := imports('schedule', *names), found := {})
     assert set(names) <= set(found) and max(map(len, code.splitlines())) < 90
 
-def test_outputs_lose_widgets_and_have_their_links_changed():
-    outputs = [new_output('display_data', {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'sliders'}),
-               new_output('display_data', {'text/markdown': 'x'})]
-    cell = code_cell(new_code_cell('show()', outputs=outputs), str.upper)
-    assert [o.data for o in cell.outputs] == [{'text/plain': 'sliders'}, {'text/markdown': 'X'}]
-
-@pytest.mark.parametrize('url, local', [
-    (f'{SITE}/schedule.html#onecycleplan.plot', '#onecycleplan.plot'),
-    (f'{SITE}/schedule.html#onecycleplan._all', '#onecycleplan'),
-    (f'{SITE}/plot.html#_every', '/plot.ipynb'), (f'{SITE}/demo.html#demo', '/demo.ipynb'),
-    (f'{SITE}/resume.checkpoint.html', '/resume.checkpoint.ipynb'),
-    (SITE, '/index.ipynb'), (f'{SITE}/', '/index.ipynb'), ('tutorials/a_b.ipynb', 'tutorials/a_b.ipynb'),
-    ('../02_callback.ipynb#the-callback', '../callback.ipynb#the-callback'),
-    ('../01_schedule.ipynb#onecycleplan', '#onecycleplan'),
-    ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner'),
-    ('https://example.com/a.ipynb', 'https://example.com/a.ipynb'), ('#a-heading', '#a-heading'),
-    ('LICENSE', 'LICENSE')])
-def test_links(url, local): assert local_link(url, SITE, {'onecycleplan', 'onecycleplan.plot', 'demo'}) == local
-
 # The section of a public name
 
-class Sample:
-    "What a section is made of."
-    @property
-    def size(self) -> int: # How many
-        "The size of the sample."
-        return 1
-
-    def take(self,
-        first:int, # The first one
-        by_name:str|None=None, # Which name; see `OneCycle`
-        *, a_rather_long_argument:float=.5, # Long
-        one_more_long_argument:bool=False # Longer
-    ) -> nn.Module: # What was taken
-        "Take some of it, as `OneCycle` does."
-
-def plain(x, y=1): "Nothing is known of its types."
-
-def call(name, obj): return signature(name, obj, show_doc(obj))
-
-@pytest.mark.parametrize('name, obj, wanted', [
-    ('plain', plain, 'plain(x, y:int=1)'), ('Sample.size', Sample.size, 'Sample.size: int'),
-    ('Sample.take', Sample.take,
-     'Sample.take(\n    first:int,\n    by_name:str | None=None,\n    *,\n    a_rather_long_argument:float=0.5,\n'
-     '    one_more_long_argument:bool=False\n) -> Module')])
-def test_signatures(name, obj, wanted): assert call(name, obj) == wanted
-
 def test_a_long_signature_fits_the_column():
-    text = call('Learner.fit_one_cycle', Learner.fit_one_cycle)
+    text = signature('Learner.fit_one_cycle', Learner.fit_one_cycle, show_doc(Learner.fit_one_cycle))
     assert text.startswith('Learner.fit_one_cycle(\n    cycle_len:int') and '\n    *,\n' in text
     assert '#' not in text and 'NoneType' not in text and max(map(len, text.splitlines())) <= 60
 
@@ -234,16 +234,22 @@ def test_the_arguments_of_the_schedule_are_described_once_for_all(obj, own):
 
 # A page
 
+LIB = 'onecycle_callback'
+
+def headed(*cells, **changes):
+    "A notebook below the frontmatter of that about schedule.py, in which some words are replaced."
+    nb = new_notebook()     # `cells` given here would be validated, and nbdev's are not all valid
+    head = reduce(lambda text, change: text.replace(*change), changes.items(), HEAD.source)
+    nb.cells = [new_raw_cell(head), *cells]
+    return nb
+
 def test_page():
     "A method that is patched in by a separate cell has its section there; private names and events have none."
     cells = [new_code_cell(f'#| echo: false\nshow_doc({name})')
              for name in ('OneCycleSchedule', 'OneCycleSchedule.plan', '_Phase', 'OneCycleSchedule._anneals')]
     cells[0]['has_sd'] = True
-    nb = new_notebook()     # `cells` given here would be validated, and nbdev's are not all valid
-    nb.cells = [HEAD, new_markdown_cell(WARNING), new_markdown_cell('## Then'), cells[0], new_markdown_cell('## Last'),
-                *cells[1:], new_code_cell('x = 1')]
-    assert frontmatter(nb)['title'] == 'schedule'
-    out = page(nb, 'onecycle_callback', SITE, {'onecycleschedule'})
+    out = page(headed(new_markdown_cell(WARNING), new_markdown_cell('## Then'), cells[0], new_markdown_cell('## Last'),
+                      *cells[1:], new_code_cell('x = 1')), LIB, SITE, {'onecycleschedule'})
     nbformat.validate(out)
     lines = [line for c in out.cells if c.cell_type == 'markdown' for line in c.source.splitlines()]
     headings = [line for line in lines if line.startswith('#')]
@@ -252,17 +258,13 @@ def test_page():
     assert out.cells[-1].source == 'x = 1' and out.cells[-1].cell_type == 'code'
 
 def test_a_page_is_about_the_module_that_its_notebook_is_named_after():
-    nb = new_notebook()
-    nb.cells = [new_raw_cell(HEAD.source.replace('schedule.html', 'resume.checkpoint.html')),
-                new_code_cell('show_doc(CycleCheckpoint)')]
-    assert api_sections(nb, 'onecycle_callback')['CycleCheckpoint']['CycleCheckpoint'] is CycleCheckpoint
+    nb = headed(new_code_cell('show_doc(CycleCheckpoint)'), **{'schedule.html': 'resume.checkpoint.html'})
+    assert frontmatter(nb)['title'] == 'schedule'
+    assert api_sections(nb, LIB)['CycleCheckpoint']['CycleCheckpoint'] is CycleCheckpoint
 
 def test_a_page_says_by_which_words_the_search_finds_it():
-    nb = new_notebook(cells=[HEAD.copy()])
-    assert 'index' not in page(nb, 'onecycle_callback', SITE, set()).cells[0].source
-    head = 'keywords: warmup, lr finder\nsearch: false\noutput-file'
-    nb.cells[0].source = nb.cells[0].source.replace('output-file', head)
-    out = page(nb, 'onecycle_callback', SITE, set())
+    assert 'index' not in page(headed(), LIB, SITE, set()).cells[0].source
+    out = page(headed(description='keywords: warmup, lr finder\nsearch: false\ndescription'), LIB, SITE, set())
     assert '```{index} ! warmup, ! lr finder\n```' in out.cells[0].source and out.metadata.nosearch is True
 
 def test_toctree(tmp_path):
@@ -303,11 +305,3 @@ def test_readme_reads_well_where_it_is_read():
     assert len(text.split()) <= 450 and links and all(re.match('https://|#', link) for link in links)
     picture = re.search(r'!\[[^]]{60,}\]\(([^)]+)\)', text)
     assert (ROOT / picture[1]).is_file() and text.index('placeholders') < picture.start() < text.index('```python')
-
-@pytest.mark.parametrize('name, words', [
-    ('TerminateOnNaNCallback', 'Terminate On NaN Callback'), ('CSVLogger', 'CSV Logger'), ('MixUp', 'Mix Up'),
-    ('three_phase', 'three_ phase'), ('learn.no_bar', 'learn. no_ bar'), ('lr', 'lr')])
-def test_a_name_in_a_table_breaks_between_its_words(name, words):
-    html = f'<table><span class="pre">{name}</span></table><span class="pre">{name}</span>'
-    broken, whole = breakable(html).split('</table>')
-    assert broken.partition('>')[2].partition('>')[2].replace('<wbr/>', ' ') == f'{words}</span>' and name in whole
