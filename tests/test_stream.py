@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from support import interrupted
 from support.helpers import At, Spy, frozen_state, throw
 from support.interrupted import bars, epochs_shown, rows
-from support.pairs import each, pairs
+from support.pairs import pairs
 from onecycle_callback import CycleCheckpoint, OneCycle
 
 pytestmark = pytest.mark.matrix
@@ -267,11 +267,10 @@ def interrupt(learn, at, every, **kwargs):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize('place, name', each(pairs([None, 1, 7], [13, 20, 32, 36]),
-                                             [name for name in STREAMS if 'worker' not in name]), ids=str)
-def test_resumes_with_the_same_bits(uninterrupted, tmp_path, place, name):
+@pytest.mark.parametrize('every, name, at', pairs([None, 1, 7], [name for name in STREAMS if 'worker' not in name],
+                                                  [13, 20, 32, 36]))
+def test_resumes_with_the_same_bits(uninterrupted, tmp_path, every, name, at):
     "Interrupted within an epoch and a pass, at the end of an epoch, at the end of a pass, and in the third pass."
-    every, at = place
     interrupt(streaming(tmp_path, name), at, every)
     torch.rand(3), random.random()
     learn = streaming(tmp_path, name)
