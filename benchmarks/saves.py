@@ -72,7 +72,8 @@ def timed(f):
 
 def train(times, name, event, every, folder, sizes, rounds, after=None):
     "Train a cycle of `rounds` epochs of one batch, and note under `name` how long its saves after each `event` take."
-    learn, teacher, begin = learner(folder, sizes.get('megabytes', 0), sizes.get('device', 'cpu')), Teacher(sizes.get('constant', 0)), 0.
+    learn = learner(folder, sizes.get('megabytes', 0), sizes.get('device', 'cpu'))
+    teacher, begin = Teacher(sizes.get('constant', 0)), 0.
     def start():
         nonlocal begin
         gc.collect()

@@ -245,7 +245,7 @@ class StepPosition(BatchPosition):
 
     def enter_epoch(self, epoch, n_batch, accumulation=None):
         super().enter_epoch(epoch, n_batch)
-        accumulation = accumulation or replace(self._accumulation, n_batch=n_batch)     # whose batches may have any size
+        accumulation = accumulation or replace(self._accumulation, n_batch=n_batch)     # of batches of any size
         if accumulation != self._accumulation:
             self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
         if not self.columns['step']: self.step = int(self._steps.before(self._before))     # a fit may start later
