@@ -1,4 +1,5 @@
 """Train a cycle in two processes for tests/test_gpu.py: whole, interrupted, resumed; results in FOLDER/JOB-RANK.pt."""
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def train(folder, cbs=(), checkpoint=None):
                 device=next(learn.model.parameters()).device.type)
 
 def main(folder):
+    os.environ['LOCAL_RANK'] = '0'     # the number of the GPU
     PartialState(backend='gloo')
     folder = Path(folder)
     keep = dict(checkpoint=CycleCheckpoint('run1', every=1))
