@@ -553,3 +553,24 @@ def test_a_complete_run_has_the_record_of_other_schedulers_too(tmp_path):
     expected = results(fit(learner(tmp_path), wd()))
     assert {*expected['hps']} == {'lr', 'mom', 'wd'}
     assert_same(results(fit(learner(tmp_path), wd())), expected)
+
+class Patient(Callback):
+    "A setting, a count, and a number that only a late batch changes."
+    order = 9_000
+    def __init__(self, patience): self.patience, self.n, self.late, self.seen = patience, 0, 0, []
+    def after_batch(self):
+        if not self.training: return
+        self.n += 1
+        self.seen.append((self.patience, self.late))
+        if self.train_iter == 25: self.late = 1
+
+def test_a_setting_that_the_user_changes_on_the_same_callback_holds(tmp_path):
+    "What the fit has changed after the save, with batch 24, is undone."
+    cb = Patient(3)
+    learn = learner(tmp_path, cbs=cb)
+    interrupt(learn, at=26)
+    assert (cb.patience, cb.n, cb.late) == (3, 26, 1)
+    cb.patience = 5
+    fit(learn)
+    assert (cb.patience, cb.n) == (5, 48)
+    assert cb.seen == [(3, 0)] * 24 + [(5, 0)] + [(5, 1)] * 23

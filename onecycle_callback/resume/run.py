@@ -155,6 +155,7 @@ class ResumableRun(OneFitCallback):
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
                 loaders.restore(position, with_settings=True)
+            if self._objects is not None: self._objects.note_left()
             if learn.opt is not None: note_changes(learn, self.file, self.fingerprint, self._look(learn.opt))
 
     def _say(self, text, say=print):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from functools import WRAPPER_ASSIGNMENTS, partial
 from operator import methodcaller
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
 import numpy as np
@@ -189,6 +189,7 @@ def without_changes(learn, file, now:dict) -> dict: # The same, but for what `no
     return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
 
 _ABSENT = object()
+_PLAIN = bool, int, float, str, NoneType
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
 _WRAPPED = {*WRAPPER_ASSIGNMENTS, '__wrapped__'}     # what `functools.wraps` copies: some of fastai's losses have it
@@ -293,29 +294,40 @@ class ObjectStates:
         reader.fill()
         lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
         for label in filter(states.__contains__, self.objects):
-            kept = None if with_settings or label in self._again else self._unchanged(label, states[label])
-            problems += self._restore_object(label, states[label], lacking, done, kept)
+            kept = [] if with_settings else self._kept(label, states[label])
+            was_used = with_settings or label in self._again
+            problems += self._restore_object(label, states[label], lacking, done, kept, was_used)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
 
-    def _unchanged(self, label, state):
-        "Return the names of the settings that are still as the user gave them: no event of this fit has changed them."
+    def note_left(self):
+        "Remember what a fit leaves of each object: a number or text that differs at the resume is the user's wish."
+        for label, obj in self.objects.items():
+            if (memory := memory_of(obj)) is None: continue
+            memory['left'] = {name: value for name, value in self._attributes(label).items() if type(value) in _PLAIN}
+
+    def _kept(self, label, state):
+        "Return the names of the settings that are as the user gave them: no event of a fit has changed them."
         current, initial = self._attributes(label), self._initial[label]
+        if label in self._again:
+            left = (memory_of(self.objects[label]) or {}).get('left', {})
+            return [name for name in left.keys() & current.keys() & {*state.get('settings', ())}
+                    if (type(current[name]), current[name]) != (type(left[name]), left[name])]
         return [name for name in state.get('settings', ()) if name in current and name in initial
                 and self._form(current[name], initial[name][0])[1] == initial[name][1]]
 
-    def _restore_object(self, label, state, lacking, done, kept):
+    def _restore_object(self, label, state, lacking, done, kept, was_used):
         "Restore one object, or all but the settings that are `kept`; return the names of what could not be restored."
         obj, current, problems = self.objects[label], self._attributes(label), []
         if 'whole' in state:
             if why := lacking.get(id(state['whole'])): return [f'{label}.state_dict ({why})']
             obj.load_state_dict(state['whole'])
             return []
-        stored = {name: value for name, value in state.get('attributes', {}).items() if name not in (kept or ())}
+        stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
         for name, value in stored.items():
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
             else: self._set(obj, name, refill(current.get(name), value, done))
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
-            was_made_later = kept is None or name not in self._initial[label]
+            was_made_later = was_used or name not in self._initial[label]
             if was_made_later: vars(obj).pop(name, None)
         return problems
 
