@@ -13,7 +13,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from functools import WRAPPER_ASSIGNMENTS, partial
 from operator import methodcaller
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..fastai_internals import OneFitCallback, loaders_of
-from .objects import THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import ITSELF, THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -189,7 +189,6 @@ def without_changes(learn, file, now:dict) -> dict: # The same, but for what `no
     return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
 
 _ABSENT = object()
-_PLAIN = bool, int, float, str, NoneType
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
 _WRAPPED = {*WRAPPER_ASSIGNMENTS, '__wrapped__'}     # what `functools.wraps` copies: some of fastai's losses have it
@@ -294,7 +293,7 @@ class ObjectStates:
         reader.fill()
         lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
         for label in filter(states.__contains__, self.objects):
-            kept = [] if with_settings else self._kept(label, states[label])
+            kept = [] if with_settings else self._settings_to_keep(label, states[label])
             was_used = with_settings or label in self._again
             problems += self._restore_object(label, states[label], lacking, done, kept, was_used)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
@@ -303,9 +302,9 @@ class ObjectStates:
         "Remember what a fit leaves of each object: a number or text that differs at the resume is the user's wish."
         for label, obj in self.objects.items():
             if (memory := memory_of(obj)) is None: continue
-            memory['left'] = {name: value for name, value in self._attributes(label).items() if type(value) in _PLAIN}
+            memory['left'] = {name: value for name, value in self._attributes(label).items() if type(value) in ITSELF}
 
-    def _kept(self, label, state):
+    def _settings_to_keep(self, label, state):
         "Return the names of the settings that are as the user gave them: no event of a fit has changed them."
         current, initial = self._attributes(label), self._initial[label]
         if label in self._again:

@@ -53,11 +53,12 @@ CELLS = ['''
 from onecycle_callback import CycleCheckpoint
 from tsai_learner import *
 from tsai.basics import Callback, ShowGraph
+interrupted = []     # not an attribute of the callback, which the resume would set back
 class CtrlC(Callback):
-    order, run_valid, often = 20_000, False, 0
+    order, run_valid = 20_000, False
     def after_batch(self):
-        if (self.epoch, self.iter) == (1, 7) and not self.often:
-            self.often = 1
+        if (self.epoch, self.iter) == (1, 7) and not interrupted:
+            interrupted.append(True)
             raise KeyboardInterrupt
 stop = CtrlC()
 learn = tsai_classifier('.', cbs=ShowGraph())''',
