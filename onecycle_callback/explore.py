@@ -1,18 +1,15 @@
 """Sliders over a plan, in a notebook: `OneCyclePlan.explore`"""
 
 # What a plan is, this module knows only from the plan itself: `replace` makes another one, which draws itself, on axes
-# of its own unit, and says in `length` which arguments of `fit_one_cycle` make it as long as it is. So it can stand
-# below the plans, which have a method for it. (In a longer docstring, nbdev would copy this into `__init__`.)
+# of its own unit, and says which call trains with it. So it can stand below the plans, which have a method for it.
+# (In a longer docstring, nbdev would copy this into `__init__`.)
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from html import escape
 from math import inf
 
 import matplotlib.pyplot as plt
 import numpy as np
-
-from .arguments import as_arguments
-from .plot import PREVIEW, figure_html, table_html
 
 def _with_values(plan, max_lr, cycle_len=1, **changes):
     "Return `plan` with `changes` to its schedule and `max_lr` for the last group; the ratios between groups stay."
@@ -20,12 +17,6 @@ def _with_values(plan, max_lr, cycle_len=1, **changes):
     peaks = (*(peaks[:-1] * (max_lr / peaks[-1])).tolist(), max_lr)
     schedule = replace(plan.schedule, max_lr=peaks if len(peaks) > 1 else max_lr, **changes)
     return replace(plan, n_epoch=cycle_len, schedule=schedule)
-
-def _call(plan):
-    "Return the call of `fit_one_cycle` that trains with `plan`, as Python code."
-    schedule = {f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)
-                if f.name in ('max_lr', 'div_factor', 'pct_start') or getattr(plan.schedule, f.name) != f.default}
-    return f'learn.fit_one_cycle({as_arguments(plan.length | schedule)})'
 
 def slider_stops(
     plan # A `OneCyclePlan`
@@ -78,10 +69,8 @@ def _page(plan, values, limits):
     "Return `plan` with the `values` of the controls as HTML, drawn within `limits`."
     try: plan = _with_values(plan, **values)
     except (TypeError, ValueError) as e: return f'<p>{escape(str(e))}</p>'
-    axes = np.ravel(plan.plot(figsize=PREVIEW))
-    for ax, limit in zip(axes, limits): ax.set(**limit)
-    picture = figure_html(axes[0].figure, 'Learning rate and momentum of every batch')
-    return f'<code>{escape(_call(plan))}</code><br>{picture}{table_html(plan.table, plan.peak // plan.n_batch)}'
+    table, picture = plan.parts(limits)
+    return f'<code>{escape(plan.call)}</code><br>{picture}{table}'
 
 def sliders(
     plan # A `OneCyclePlan`, which stays as it is

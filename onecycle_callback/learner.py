@@ -32,6 +32,7 @@ from .fastai_internals import warn_user
 from .plot import THREE_DIGITS, figure_html, join_frames, join_pictures, plot_hypers
 from .recorder import last_record, put_before
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
+from .resume.run import ResumableRun
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
 
 # %% ../nbs/04_learner.ipynb #6e960511
@@ -116,7 +117,7 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     cycle.is_checked = True
     wds, checkpoint = _check_wd(wd, opt), as_checkpoint(checkpoint)
     if checkpoint is None: return cycle, wds, None
-    run = checkpoint.open(learn, cycle, opt, epochs, wd)
+    run = ResumableRun(learn, checkpoint, cycle, opt, epochs, wd)
     cycle.run_epochs(run.epochs)
     return cycle, wds, run
 

@@ -86,6 +86,9 @@ class SteppedPlan(OneCyclePlan):
 
     accumulates = True
 
+    @property
+    def _cbs(self): return f', cbs=GradientAccumulation({self.accumulation.n_acc})'
+
     @cached_property
     def steps(self) -> Steps:
         "The steps of the cycle."

@@ -422,10 +422,26 @@ class OneCyclePlan:
 
     def __str__(self): return table_text(self.table, self.peak // self.n_batch)
 
-    def _repr_html_(self):
-        figure = np.ravel(self.plot(figsize=PREVIEW))[0].figure
-        picture = figure_html(figure, 'Learning rate and momentum of every batch')
-        return table_html(self.table, self.peak // self.n_batch) + picture
+    def parts(self,
+        limits:Iterable=() # What to set on the axes of each panel; default as they are
+    ) -> tuple[str, str]: # HTML
+        "Return the table and the picture that a notebook shows."
+        axes = np.ravel(self.plot(figsize=PREVIEW))
+        for ax, limit in zip(axes, limits): ax.set(**limit)
+        picture = figure_html(axes[0].figure, 'Learning rate and momentum of every batch')
+        return table_html(self.table, self.peak // self.n_batch), picture
+
+    def _repr_html_(self): return ''.join(self.parts())
+
+    @property
+    def _cbs(self): return ''     # what else the call needs
+
+    @property
+    def call(self) -> str:
+        "The call of `fit_one_cycle` that trains with this plan, as Python code."
+        schedule = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)
+                    if f.name in ('max_lr', 'div_factor', 'pct_start') or getattr(self.schedule, f.name) != f.default}
+        return f'learn.fit_one_cycle({as_arguments(self.length | schedule)}{self._cbs})'
 
     def explore(self): # An ipywidgets box, which a notebook shows
         """Show the plan's picture and table below sliders, with the call of `fit_one_cycle` that trains with it.

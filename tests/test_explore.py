@@ -5,11 +5,13 @@ from base64 import b64decode
 from html import unescape
 from io import BytesIO
 from itertools import chain
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from fastai.callback.training import GradientAccumulation
 from hypothesis import given, settings, strategies as st
 
 from support import fresh
@@ -105,6 +107,14 @@ def test_the_call_that_is_shown_has_the_same_plan(arguments):
     plan = learn.preview_one_cycle(**arguments)
     called = learn.preview_one_cycle(**arguments_of(Explorer(plan).call))
     assert (called.lrs == plan.lrs).all() and np.array_equal(called.moms, plan.moms) and called.n_epoch == plan.n_epoch
+
+@without_pixels
+def test_the_call_of_a_plan_of_steps_has_its_callback():
+    plan = learner(n_batch=6).preview_one_cycle(4, .1, cbs=GradientAccumulation(3))
+    call = Explorer(plan).call
+    called = eval(call, dict(learn=SimpleNamespace(fit_one_cycle=learner(n_batch=6).preview_one_cycle),
+                             GradientAccumulation=GradientAccumulation))
+    assert 'GradientAccumulation(3)' in call and called == plan
 
 PLANS = dict(usual=plan_of(), groups=OneCycleSchedule(slice(.2, .5), moms=False).plan(1, 8, 2),
              last_group_lowest=OneCycleSchedule((.5, .1)).plan(3, 8, 2),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 
 from ..arguments import check_flag, check_whole
-from .run import ResumableRun
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #4fa6e737
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')     # on Windows, `a:b` would be a second stream of the file `a`
@@ -77,15 +76,3 @@ def as_checkpoint(
     if isinstance(checkpoint, str): return CycleCheckpoint(checkpoint)
     if checkpoint is None or isinstance(checkpoint, CycleCheckpoint): return checkpoint
     raise TypeError(f'checkpoint must be a name or a CycleCheckpoint, got {checkpoint!r}')
-
-# %% ../../nbs/03_resume.checkpoint.ipynb #dfb35507
-@patch
-def open(self:CycleCheckpoint,
-    learn, # The `Learner`
-    cycle, # The `OneCycle` that will train, with its plan
-    opt, # The optimizer that will train
-    epochs:range, # The epochs of the cycle to train
-    wd=None # Weight decay; default the Learner's
-) -> ResumableRun: # A callback for the fit
-    "Return a run that resumes or starts this cycle, touching nothing; raises `ValueError` or `OSError` if it can't."
-    return ResumableRun(learn, self, cycle, opt, epochs, wd)
