@@ -217,9 +217,14 @@ def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
     with pytest.raises(ValueError, match='different run.*loss: '):
         make(tmp_path).fit_one_cycle(2, .05, checkpoint='run2')
 
-def test_data_that_are_replaced_are_named(tmp_path):
-    def replace(learn):
-        learn.dls = DataLoaders(DataLoader(items(46), bs=4, shuffle=True), DataLoader(items(20), bs=10), device='cpu')
+def new_loader(): return DataLoader(items(46), bs=4, shuffle=True)
+
+@pytest.mark.parametrize('replace', [
+    lambda learn: setattr(learn, 'dls', DataLoaders(new_loader(), DataLoader(items(20), bs=10), device='cpu')),
+    lambda learn: learn.dls.loaders.__setitem__(0, new_loader()),
+    lambda learn: setattr(learn.dls, 'loaders', [new_loader(), learn.dls.valid]),
+    lambda learn: setattr(learn.dls.train, 'dataset', items(46))], ids=['dls', 'loader', 'loaders', 'dataset'])
+def test_data_that_are_replaced_are_named(tmp_path, replace):
     with pytest.warns(UserWarning, match=r'does not hold Learner\.dls, which cannot be stored'):
         interrupt(learner(tmp_path), [At(replace, event='before_epoch')])
     with pytest.warns(UserWarning, match=r'was saved without Learner\.dls'): fit(learner(tmp_path))

@@ -27,7 +27,7 @@ from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, 
                           run_fingerprint, worker_note)
 from .objects import CannotStore
 from .sigterm import HeldSigterm
-from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
+from .state import (data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
                     random_states, set_model_state, set_random_states, without_changes)
 
 _PUT_BACK = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
@@ -178,14 +178,14 @@ class ResumableRun(OneFitCallback):
         for obj in (*self._objects.objects.values(), *self._loaders.objects.values()): note_part(obj)
         self._data = data_position(self.learn, self._loaders, self.checkpoint.replay)
         self._callbacks = numbered([(type(cb).__name__, cb) for cb in callbacks])
-        self._dls, self._layout = self.learn.dls, layout(self.learn, self.learn.opt)
+        self._datasets, self._layout = data_of(self.learn), layout(self.learn, self.learn.opt)
 
     def _replaced(self):
         "Yield the names of what the fit has added, or put in another's place, so that a new process won't have it."
-        if self.learn.dls is not self._dls: yield 'Learner.dls'
-        known = [self, *self._callbacks.values()]
+        def is_new(obj, known): return all(obj is not each for each in known)
+        if any(is_new(obj, self._datasets) for obj in data_of(self.learn)): yield 'Learner.dls'
         for cb in self.learn.cbs:
-            if not any(cb is each for each in known): yield f'{type(cb).__name__} (added during the fit)'
+            if is_new(cb, [self, *self._callbacks.values()]): yield f'{type(cb).__name__} (added during the fit)'
 
     def _warn_of_lost(self):
         "Warn once of what cannot be saved."

@@ -380,10 +380,12 @@ def _named_objects(learn, objects, loaders):
     named |= {f'model.{name}': part for name, part in parts}
     for i, p in enumerate(other_parameters(learn)): named[f'opt.{i}'] = p
     for cb in learn.cbs: named.setdefault(type(cb).__name__, cb)
-    for label, loader in loaders.items():
-        named[label] = loader
-        if (dataset := getattr(loader, '__dict__', {}).get('dataset')) is not None: named[f'{label}.dataset'] = dataset
-    return named
+    return named | _with_datasets(loaders)
+
+def _with_datasets(loaders):
+    "Return data loaders by name, and the data that each has."
+    datasets = {f'{name}.dataset': getattr(loader, '__dict__', {}).get('dataset') for name, loader in loaders.items()}
+    return loaders | {name: dataset for name, dataset in datasets.items() if dataset is not None}
 
 def _loaders(learn):
     "Return the data loaders of `learn` by name, the one inside a `DistributedDL` too."
@@ -394,6 +396,10 @@ def _loaders(learn):
             loaders[name] = loader
             name, loader = f'{name}.dl', getattr(loader, '__dict__', {}).get('dl')
     return loaders
+
+def data_of(learn) -> list:
+    "Return the data loaders of `learn`, and the data that each has."
+    return [*_with_datasets(_loaders(learn)).values()]
 
 def object_states(learn, callbacks) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
