@@ -162,7 +162,7 @@ class Anneal(Callback):
     def _set(self, is_now):
         if is_now: self._act(self.learn, [.5, .25, .5, .2][self.epoch])
 
-ANNEALED = dict(loss=(scaled, set_loss, 'loss: '), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
+ANNEALED = dict(loss=(scaled, set_loss, ''), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
                 bs=(learner, set_bs, 'bs: 4 in the file, 20 now'),
                 sampler=(with_torch_loader, set_sampler, 'n_batch: 12 in the file, 3 now'),
                 wd=(learner, set_wd, 'wd: None in the file, 0.1 now'),
@@ -178,12 +178,13 @@ def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
     learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
     interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)
     assert_same(results(fit(learn, Anneal(act), every=every)), expected)
+    if not why: return
     interrupt(learn := make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every, restart=True)
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
         fit(learn, Anneal(act), every=every)
 
-@pytest.mark.parametrize('name', ['loss', 'dropout', 'wd'])
+@pytest.mark.parametrize('name', ['dropout', 'wd'])
 def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     make, act, why = ANNEALED[name]
     learn = fit(make(tmp_path), Anneal(act))
@@ -192,12 +193,24 @@ def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
 
+@pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
+def test_what_training_changes_in_a_loss_is_state(tmp_path, at):
+    "It may count its validations too. What no fit has changed is a setting."
+    learn = scaled(tmp_path)
+    if at: interrupt(learn, at=at)
+    else: fit(learn)
+    learn.validate()
+    fit(learn)
+    assert learn.loss_func.n_calls == N_EPOCH * (N_BATCH + 2)
+    learn.loss_func.alpha = .1
+    with pytest.raises(ValueError, match="'run1' belongs to a different run.*: loss alpha: 1.0 in the file, 0.1 now[.]"): fit(learn)
+
 def test_a_restart_begins_with_what_is_there(tmp_path):
     "Which another process hasn't."
     learn = interrupt(scaled(tmp_path), [Anneal(set_loss)])
     interrupt(learn, [Anneal(set_loss)], restart=True)
-    assert "'alpha': 0.5, " in read_state(tmp_path / CYCLE)['work']['loss']
-    with pytest.raises(ValueError, match='different run.*loss: '): fit(scaled(tmp_path), Anneal(set_loss))
+    assert read_state(tmp_path / CYCLE)['work']['loss']['alpha'] == '0.5'
+    with pytest.raises(ValueError, match='different run.*loss alpha: '): fit(scaled(tmp_path), Anneal(set_loss))
     fit(learn, Anneal(set_loss))
 
 def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
@@ -214,7 +227,7 @@ def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
     with pytest.raises(RuntimeError, match='interrupted'):
         learn = make(tmp_path, lambda: loss)
         learn.fit_one_cycle(2, .05, cbs=Interrupt(15), checkpoint='run2')
-    with pytest.raises(ValueError, match='different run.*loss: '):
+    with pytest.raises(ValueError, match='different run.*loss alpha: '):
         make(tmp_path).fit_one_cycle(2, .05, checkpoint='run2')
 
 def new_loader(): return DataLoader(items(46), bs=4, shuffle=True)

@@ -162,9 +162,11 @@ def note_part(obj):
 
 # A fit may change by itself what tells runs apart: a factor of the loss, the rate of a dropout, how often it was called
 
+_OF_THE_LOSS = 'loss', 'loss_tensors'
+
 def _compared(learn, fingerprint):
     "Yield each name in a fingerprint, with its text and the memory of what it tells of: others may train with it."
-    owners = dict(loss=learn.loss_func, loss_tensors=learn.loss_func, layers=get_model(learn.model))
+    owners = dict.fromkeys(_OF_THE_LOSS, learn.loss_func) | dict(layers=get_model(learn.model))
     for name, text in fingerprint.items():
         memory = memory_of(owners.get(name, learn))
         yield name, text, memory_of(learn) if memory is None else memory
@@ -185,7 +187,11 @@ def without_changes(learn, file, now:dict) -> dict: # The same, but for what `no
     "Return a fingerprint as it was before the fits of this run in this process."
     def text_before(name, text, memory):
         before, after = (memory or {}).get((file, name), (text, text))
-        return before if text == after or name == 'loss_tensors' else text     # these are state, once they change
+        if text == after: return before
+        if name not in _OF_THE_LOSS: return text
+        # What a fit has changed in it is state, such as a count of its calls
+        state = {key: value for key, value in before.items() if value != after.get(key)}
+        return state | {key: value for key, value in text.items() if before.get(key) == after.get(key)}
     return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
 
 _ABSENT = object()
