@@ -184,12 +184,14 @@ def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
         fit(learn, Anneal(act), every=every)
 
-@pytest.mark.parametrize('name', ['dropout', 'wd'])
+@pytest.mark.parametrize('name', ['dropout', 'bs', 'sampler', 'wd', 'lr'])
 def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     make, act, why = ANNEALED[name]
     learn = fit(make(tmp_path), Anneal(act))
+    expected = learn.recorder.to_frame().to_dict('list')
     fit(learn, Anneal(act))
     assert 'is complete' in capsys.readouterr().out
+    assert_same(learn.recorder.to_frame().to_dict('list'), expected)
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
 
@@ -203,7 +205,28 @@ def test_what_training_changes_in_a_loss_is_state(tmp_path, at):
     fit(learn)
     assert learn.loss_func.n_calls == N_EPOCH * (N_BATCH + 2)
     learn.loss_func.alpha = .1
-    with pytest.raises(ValueError, match="'run1' belongs to a different run.*: loss alpha: 1.0 in the file, 0.1 now[.]"): fit(learn)
+    with pytest.raises(ValueError, match='different run.*: loss alpha: 1.0 in the file, 0.1 now[.]'): fit(learn)
+
+class Once(Callback):
+    "Set something in the first epoch only, before its first batch."
+    def __init__(self, act): self._act = act
+    def before_epoch(self):
+        if self.epoch == 0: self._act(self.learn, .25)
+
+@pytest.mark.parametrize('name', ['lr', 'bs', 'sampler'])
+@pytest.mark.parametrize('every, at', [(7, 20), (None, 20), (7, None)])
+def test_what_the_cycle_is_planned_with_once_it_starts(tmp_path, name, every, at):
+    make, act, _ = ANNEALED[name]
+    expected = calm(make, tmp_path, [Once(act)])
+    if at: interrupt(make(tmp_path), [Once(act)], at, every=every)
+    else: fit(make(tmp_path), Once(act), every=every)
+    assert_same(results(fit(make(tmp_path), Once(act), every=every)), expected)
+
+def test_a_longer_cycle_after_one_with_other_batches(tmp_path):
+    "Of which the record tells."
+    fit(learner(tmp_path), BatchSize('before_epoch'))
+    frame = fit(learner(tmp_path), BatchSize('before_epoch'), n_epoch=5, extend=True).recorder.to_frame()
+    assert [*frame.epoch.value_counts(sort=False)] == [12, 23, 6, 12, 12] and [*frame.batch] == [*range(65)]
 
 def test_a_restart_begins_with_what_is_there(tmp_path):
     "Which another process hasn't."
