@@ -25,7 +25,7 @@ from .data import data_position
 from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
 from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, layout, layout_differences,
                           run_fingerprint, worker_note)
-from .objects import CannotStore
+from .objects import ITSELF, CannotStore
 from .sigterm import HeldSigterm
 from .state import (data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
                     random_states, set_model_state, set_random_states, without_changes)
@@ -289,7 +289,8 @@ class ResumableRun(OneFitCallback):
 
     def after_epoch(self):
         "Save at the end of an epoch."
-        if hasattr(self.learn, 'recorder'): self._rows.append([*map(_plain_cell, self.learn.recorder.log)])
+        if hasattr(self.learn, 'recorder'):
+            self._rows.append([cell if type(cell) in ITSELF else str(cell) for cell in self.learn.recorder.log])
         self._save(self.learn.epoch + 1, 0)
         if self._is_terminated: self._terminate()
 
@@ -453,8 +454,3 @@ class ResumableRun(OneFitCallback):
 def _settings(group):
     "Return what a parameter group holds besides its tensors."
     return {name: value for name, value in group.items() if name != 'params' and not isinstance(value, torch.Tensor)}
-
-def _plain_cell(value):
-    "Return a cell of the table as a number or a text."
-    if type(value) in (int, float, str): return value
-    return str(value)

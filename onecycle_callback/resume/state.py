@@ -148,17 +148,18 @@ def _fill(old, new, done):
     elif isinstance(old, set): old ^= old ^ new
     else: old[...] = new
 
-def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
+_MEMORIES:dict[int, dict] = {}     # by the id of an object, until its end
 
 def memory_of(obj) -> dict|None: # `None` if it took part in no run
     "Return what is remembered of `obj` since it took part in a run of this process."
-    found = (getattr(each.__callback__, 'peek', lambda: None)() for each in weakref.getweakrefs(obj))
-    return next((peek[2][0] for peek in found if peek and peek[1] is _memory), None)
+    return _MEMORIES.get(id(obj))
 
 def note_part(obj):
     "Note that `obj` takes part in a run: what changes in it from now on is no one's wish."
-    if memory_of(obj) is not None: return
-    with suppress(TypeError): weakref.finalize(obj, _memory, {}).atexit = False     # some allow no weak reference
+    if id(obj) in _MEMORIES: return
+    with suppress(TypeError):     # some allow no weak reference
+        weakref.finalize(obj, _MEMORIES.pop, id(obj)).atexit = False
+        _MEMORIES[id(obj)] = {}
 
 # A fit may change by itself what tells runs apart: a factor of the loss, the rate of a dropout, how often it was called
 
@@ -330,7 +331,8 @@ class ObjectStates:
         stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
         for name, value in stored.items():
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
-            else: self._set(obj, name, refill(current.get(name), value, done))
+            elif isinstance(obj, nn.Module): setattr(obj, name, refill(current.get(name), value, done))
+            else: vars(obj)[name] = refill(current.get(name), value, done)     # without checks of its class
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
             was_made_later = was_used or name not in self._initial[label]
             if was_made_later: vars(obj).pop(name, None)
@@ -342,11 +344,6 @@ class ObjectStates:
         if name in self._initial[label]: return True
         if name in self._skip[label] or isinstance(obj, Callback) and hasattr(event, name): return False
         return not isinstance(inspect.getattr_static(type(obj), name, None), _METHODS)
-
-    def _set(self, obj, name, value):
-        "Set an attribute; of an object that is no layer, without its own checks of who may set what."
-        if isinstance(obj, nn.Module): setattr(obj, name, value)
-        else: vars(obj)[name] = value
 
 def _is_state(state):
     "Return whether `state` is made up as that of an object."
