@@ -441,10 +441,9 @@ class OneCycle(OneFitCallback, ParamScheduler):
         planned:dict # What it was planned with when it started, from `state_dict` or the record
     ) -> OneCyclePlan: # With the schedule of this call if the cycle `is_extended`
         "Return the plan with which a cycle started, whatever the `Learner` is like now."
-        parts = dict(planned)
-        schedule = {name: parts.pop(name) for name in ('max_lr', 'moms')}
+        schedule = {} if self.is_extended else planned['schedule']
+        parts = planned | dict(schedule=replace(self.plan.schedule, **schedule))
         if 'accumulation' in parts: parts['accumulation'] = Accumulation(*parts['accumulation'])
-        if not self.is_extended: parts['schedule'] = replace(self.plan.schedule, **schedule)
         return replace(self.plan, **parts)
 
     def load_state_dict(self,
@@ -453,10 +452,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Continue the record in `state`; start the cycle if it hasn't started yet."
         if not state: return
         if self._cycle is None: self.start()
-        plan = self.as_planned(state['planned'])
-        if plan != self.plan:
-            self.plan = plan
-            self._begin(self._cycle.opt)
+        before, self.plan = self.plan, self.as_planned(state['planned'])
+        if self.plan != before: self._begin(self._cycle.opt)
         cycle = self._cycle
         for name, values in state['hps'].items(): cycle.hps[name][:] = values
         cycle.changed.update(state['changed'])
@@ -467,7 +464,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
 def _planned_with(plan):
     "Return what a plan takes from a `Learner` and its data when a cycle starts, as plain values."
     accumulation = dict(accumulation=astuple(plan.accumulation)) if hasattr(plan, 'accumulation') else {}
-    return dict(n_batch=plan.n_batch, max_lr=plan.schedule.max_lr, moms=plan.schedule.moms) | accumulation
+    schedule = dict(max_lr=plan.schedule.max_lr, moms=plan.schedule.moms)
+    return dict(n_batch=plan.n_batch, schedule=schedule) | accumulation
 
 # In the loop over batches, fastai's own look-up of a method costs more than the method
 _BATCH_EVENTS = {'before_batch', 'before_step', 'after_step', 'after_cancel_batch', 'after_batch'}
