@@ -220,6 +220,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     schedule:OneCycleSchedule
     plan:Any = None        # the `OneCyclePlan` of the fit, once it is known
     is_checked = False     # whether `fit_one_cycle` has checked it, with the optimizer that it will train
+    is_extended = False    # whether it goes on where a cycle with another length or schedule was
     _beyond = 1     # how far beyond the last batch `pct_train` is 1, since it counts batches
     _cycle:Any = None      # the `CycleRun`, during a fit
     _stream:Any = None     # the callback that makes its epochs, if it needs one
@@ -366,7 +367,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
         others = [cb.hps for cb in schedulers if 'hps' in vars(cb)]
         recorder.hps = {k: v for hps in [*others, cycle.hps] for k, v in hps.items()}
         recorder.plan, position = self.plan, cycle.position
-        recorder.cycle = dict(lengths=position.lengths, columns=position.columns, changed=cycle.changed)
+        recorder.cycle = dict(lengths=position.lengths, columns=position.columns, changed=cycle.changed,
+                              planned=_planned_with(self.plan))
 
     # At every batch
 
@@ -433,7 +435,16 @@ class OneCycle(OneFitCallback, ParamScheduler):
         if cycle is None: return {}
         moms = cycle.moms_before and (cycle.opt.mom_path, cycle.moms_before)
         return dict(hps=cycle.hps, changed=cycle.changed, position=cycle.position.state_dict(), moms_before=moms,
-                    size=_size(self.plan))
+                    planned=_planned_with(self.plan))
+
+    def as_planned(self,
+        planned:dict # What it was planned with when it started, from `state_dict` or the record
+    ) -> OneCyclePlan: # With the schedule of this call if the cycle `is_extended`
+        "Return the plan with which a cycle started, whatever the `Learner` is like now."
+        schedule = {} if self.is_extended else planned['schedule']
+        parts = planned | dict(schedule=replace(self.plan.schedule, **schedule))
+        if 'accumulation' in parts: parts['accumulation'] = Accumulation(*parts['accumulation'])
+        return replace(self.plan, **parts)
 
     def load_state_dict(self,
         state:dict # From `state_dict`; empty from a cycle that hadn't started
@@ -441,10 +452,8 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Continue the record in `state`; start the cycle if it hasn't started yet."
         if not state: return
         if self._cycle is None: self.start()
-        if _size(self.plan) != state['size']:     # the first epoch had another length than this one
-            n_batch, *accumulation = state['size']
-            self.plan = replace(self.plan, n_batch=n_batch, **{'accumulation': Accumulation(*a) for a in accumulation})
-            self._begin(self._cycle.opt)
+        before, self.plan = self.plan, self.as_planned(state['planned'])
+        if self.plan != before: self._begin(self._cycle.opt)
         cycle = self._cycle
         for name, values in state['hps'].items(): cycle.hps[name][:] = values
         cycle.changed.update(state['changed'])
@@ -452,9 +461,11 @@ class OneCycle(OneFitCallback, ParamScheduler):
         cycle.moms_before = state['moms_before'] and state['moms_before'][1]
         self._share_record()
 
-def _size(plan):
-    "Return what a plan has from the length of the first epoch: batches, and how they become steps if it tells."
-    return plan.n_batch, *([astuple(plan.accumulation)] if hasattr(plan, 'accumulation') else [])
+def _planned_with(plan):
+    "Return what a plan takes from a `Learner` and its data when a cycle starts, as plain values."
+    accumulation = dict(accumulation=astuple(plan.accumulation)) if hasattr(plan, 'accumulation') else {}
+    schedule = dict(max_lr=plan.schedule.max_lr, moms=plan.schedule.moms)
+    return dict(n_batch=plan.n_batch, schedule=schedule) | accumulation
 
 # In the loop over batches, fastai's own look-up of a method costs more than the method
 _BATCH_EVENTS = {'before_batch', 'before_step', 'after_step', 'after_cancel_batch', 'after_batch'}

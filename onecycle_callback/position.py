@@ -297,7 +297,7 @@ class Pace:
         return self.seconds / self.n if self.n else 0.
 
 SYNC_SECONDS, SYNC_BATCHES, MOST_AHEAD = 0.5, 16, 512
-N_SLOW = 3     # batches that start workers, compile and tune, and say little of the others
+N_SLOW = 3     # batches of a process that start workers, compile and tune, and say little of the others
 
 class TimePosition(Position):
     """Move by the fraction of the work that is left: a batch is one of as many as fit into the rest of the budget.
@@ -323,6 +323,7 @@ class TimePosition(Position):
         self.gaps:list[float] = []            # seconds between epochs
         # Batches that had begun when rank 0 was asked, and those of them in this epoch
         self.n = self.n_in_epoch = 0
+        self._n_slow = N_SLOW                 # the number of the first batch that tells the pace
         self.n_batch:float = plan.n_batch     # expected in an epoch
         self.used = self.seconds = 0.         # when rank 0 was asked: the time that was used up, and seconds per batch
         self.fractions, self.k = [0.], -1     # positions of the batches from there on, of which the `k`th has begun
@@ -389,7 +390,7 @@ class TimePosition(Position):
         n_in_epoch = 0 if starts_epoch else self.n_in_epoch
         is_last = self._is_last(now, pace, 0) if starts_epoch else self.is_last
         left = self._left(now, pace, n_in_epoch, is_last)
-        if self.n <= N_SLOW:
+        if not self.pace.n:
             if (self.budget - now) / pace - self.per_step + 1 > self.n + .5: left = inf     # more than there were
             return now, pace, left, 1, is_last
         n_ahead = min(SYNC_SECONDS / pace, left / 4, MOST_AHEAD if self._is_alone else SYNC_BATCHES)
@@ -405,7 +406,7 @@ class TimePosition(Position):
             else: self.n_batch = self.plan.n_batch
             self.gaps = [*self.gaps[-2:], now - ended]
         seconds = ended - self.used
-        if self.n > N_SLOW: self.pace.add(self.k, seconds)
+        if self.n - self.k >= self._n_slow: self.pace.add(self.k, seconds)
         return seconds / max(self.k, 1)
 
     def _cancelled(self, now):
@@ -465,6 +466,6 @@ class TimePosition(Position):
         for name in self._STATE: setattr(self, name, state[name])
         self.pace.n, self.pace.seconds = state['pace']
         # The steps that rank 0 had told are used up first, as in an uninterrupted run
-        self._began, self._look_at = perf_counter() - state['now'], inf
+        self._began, self._look_at, self._n_slow = perf_counter() - state['now'], inf, self.n_begun + N_SLOW
         self._compute()
         self._row, = self._rows_at([self.position])

@@ -162,7 +162,7 @@ class Anneal(Callback):
     def _set(self, is_now):
         if is_now: self._act(self.learn, [.5, .25, .5, .2][self.epoch])
 
-ANNEALED = dict(loss=(scaled, set_loss, 'loss: '), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
+ANNEALED = dict(loss=(scaled, set_loss, ''), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
                 bs=(learner, set_bs, 'bs: 4 in the file, 20 now'),
                 sampler=(with_torch_loader, set_sampler, 'n_batch: 12 in the file, 3 now'),
                 wd=(learner, set_wd, 'wd: None in the file, 0.1 now'),
@@ -178,26 +178,62 @@ def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
     learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
     interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)
     assert_same(results(fit(learn, Anneal(act), every=every)), expected)
+    if not why: return
     interrupt(learn := make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every, restart=True)
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
         fit(learn, Anneal(act), every=every)
 
-@pytest.mark.parametrize('name', ['loss', 'dropout', 'wd'])
+@pytest.mark.parametrize('name', ['dropout', 'bs', 'sampler', 'wd', 'lr'])
 def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     make, act, why = ANNEALED[name]
     learn = fit(make(tmp_path), Anneal(act))
+    expected = learn.recorder.to_frame().to_dict('list')
     fit(learn, Anneal(act))
     assert 'is complete' in capsys.readouterr().out
+    assert_same(learn.recorder.to_frame().to_dict('list'), expected)
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
+
+@pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
+def test_what_training_changes_in_a_loss_is_state(tmp_path, at):
+    "It may count its validations too. What no fit has changed is a setting."
+    learn = scaled(tmp_path)
+    if at: interrupt(learn, at=at)
+    else: fit(learn)
+    learn.validate()
+    fit(learn)
+    assert learn.loss_func.n_calls == N_EPOCH * (N_BATCH + 2)
+    learn.loss_func.alpha = .1
+    with pytest.raises(ValueError, match='different run.*: loss alpha: 1.0 in the file, 0.1 now[.]'): fit(learn)
+
+class Once(Callback):
+    "Set something in the first epoch only, before its first batch."
+    def __init__(self, act): self._act = act
+    def before_epoch(self):
+        if self.epoch == 0: self._act(self.learn, .25)
+
+@pytest.mark.parametrize('name', ['lr', 'bs', 'sampler'])
+@pytest.mark.parametrize('every, at', [(7, 20), (None, 20), (7, None)])
+def test_what_the_cycle_is_planned_with_once_it_starts(tmp_path, name, every, at):
+    make, act, _ = ANNEALED[name]
+    expected = calm(make, tmp_path, [Once(act)])
+    if at: interrupt(make(tmp_path), [Once(act)], at, every=every)
+    else: fit(make(tmp_path), Once(act), every=every)
+    assert_same(results(fit(make(tmp_path), Once(act), every=every)), expected)
+
+def test_a_longer_cycle_after_one_with_other_batches(tmp_path):
+    "Of which the record tells."
+    fit(learner(tmp_path), BatchSize('before_epoch'))
+    frame = fit(learner(tmp_path), BatchSize('before_epoch'), n_epoch=5, extend=True).recorder.to_frame()
+    assert [*frame.epoch.value_counts(sort=False)] == [12, 23, 6, 12, 12] and [*frame.batch] == [*range(65)]
 
 def test_a_restart_begins_with_what_is_there(tmp_path):
     "Which another process hasn't."
     learn = interrupt(scaled(tmp_path), [Anneal(set_loss)])
     interrupt(learn, [Anneal(set_loss)], restart=True)
-    assert "'alpha': 0.5, " in read_state(tmp_path / CYCLE)['work']['loss']
-    with pytest.raises(ValueError, match='different run.*loss: '): fit(scaled(tmp_path), Anneal(set_loss))
+    assert read_state(tmp_path / CYCLE)['work']['loss']['alpha'] == '0.5'
+    with pytest.raises(ValueError, match='different run.*loss alpha: '): fit(scaled(tmp_path), Anneal(set_loss))
     fit(learn, Anneal(set_loss))
 
 def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
@@ -214,12 +250,17 @@ def test_a_loss_that_was_trained_with_in_a_new_learner(tmp_path):
     with pytest.raises(RuntimeError, match='interrupted'):
         learn = make(tmp_path, lambda: loss)
         learn.fit_one_cycle(2, .05, cbs=Interrupt(15), checkpoint='run2')
-    with pytest.raises(ValueError, match='different run.*loss: '):
+    with pytest.raises(ValueError, match='different run.*loss alpha: '):
         make(tmp_path).fit_one_cycle(2, .05, checkpoint='run2')
 
-def test_data_that_are_replaced_are_named(tmp_path):
-    def replace(learn):
-        learn.dls = DataLoaders(DataLoader(items(46), bs=4, shuffle=True), DataLoader(items(20), bs=10), device='cpu')
+def new_loader(): return DataLoader(items(46), bs=4, shuffle=True)
+
+@pytest.mark.parametrize('replace', [
+    lambda learn: setattr(learn, 'dls', DataLoaders(new_loader(), DataLoader(items(20), bs=10), device='cpu')),
+    lambda learn: learn.dls.loaders.__setitem__(0, new_loader()),
+    lambda learn: setattr(learn.dls, 'loaders', [new_loader(), learn.dls.valid]),
+    lambda learn: setattr(learn.dls.train, 'dataset', items(46))], ids=['dls', 'loader', 'loaders', 'dataset'])
+def test_data_that_are_replaced_are_named(tmp_path, replace):
     with pytest.warns(UserWarning, match=r'does not hold Learner\.dls, which cannot be stored'):
         interrupt(learner(tmp_path), [At(replace, event='before_epoch')])
     with pytest.warns(UserWarning, match=r'was saved without Learner\.dls'): fit(learner(tmp_path))

@@ -359,8 +359,8 @@ def complete(tmp_path_factory):
 
 @pytest.mark.parametrize('make, why', [
     (layers(p=.5), r'layers 3: Dropout\(p=0.3.*\) in the file, Dropout\(p=0.5.*\) now'),
-    (with_loss(CrossEntropyLossFlat(label_smoothing=.1)), 'loss: .*0.0.* in the file, .*0.1.* now'),
-    (with_loss(partial(nn.functional.cross_entropy, label_smoothing=.1)), 'loss: .* now'),
+    (with_loss(CrossEntropyLossFlat(label_smoothing=.1)), 'loss label_smoothing: 0.0 in the file, 0.1 now'),
+    (with_loss(partial(nn.functional.cross_entropy, label_smoothing=.1)), 'loss function: .* now'),
     (with_items(47, 0), 'n_train: 46 in the file, 47 now'),
     (with_items(22, 1), r'n_valid: \[20\] in the file, \[22\] now')],
     ids=['dropout', 'loss', 'loss function', 'training set', 'validation set'])

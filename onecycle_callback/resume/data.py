@@ -133,10 +133,9 @@ class StreamPosition(EpochPosition):
     def _go_to(self, place):
         "Bring the stream to `place`: at once if its loader told its position, and else by running it forward."
         stream, loader, is_told = self.learn.dl, self.learn.dls.train, self._is_told(self.learn.dls.train)
-        if not is_told and not self._n_to_draw(place): stream.n_pass, stream.n_taken = place['n_pass'], place['n_taken']
-        else: self._run_to(place, stream, loader, is_told)
-
-    def _run_to(self, place, stream, loader, is_told):
+        if not is_told and not self._n_to_draw(place):
+            stream.n_pass, stream.n_taken = place['n_pass'], place['n_taken']
+            return
         now = random_states(self.loaders)
         set_random_states(self.loaders, self.began)
         if is_told: loader.load_state_dict(self.told)

@@ -49,11 +49,11 @@ def _layers_as_text(model):
 def _loss_as_text(loss):
     "Return the name of a loss function and the settings that it has."
     if isinstance(loss, partial):
-        keywords = sorted((name, _as_text(value)) for name, value in loss.keywords.items())
-        return f'{_loss_as_text(loss.func)} with {_as_text(loss.args)}, {keywords}'
-    settings = {name: value for name, value in _loss_attributes(loss).items()
+        keywords = {name: _as_text(value) for name, value in loss.keywords.items()}
+        return _loss_as_text(loss.func) | dict(args=_as_text(loss.args)) | keywords
+    settings = {name: repr(value) for name, value in _loss_attributes(loss).items()
                 if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
-    return f'{_as_text(loss)} {settings}' if settings else _as_text(loss)
+    return dict(function=_as_text(loss)) | settings
 
 def _loss_attributes(loss):
     "Return what a loss function holds, by name; fastai's hold one of torch as `func`."
@@ -108,7 +108,7 @@ def run_fingerprint(
     epochs:range, # The epochs of the cycle to train
     wd=None, # Weight decay; default the Learner's
     fine_tune:str|None=None # The arguments of the `fine_tune` that this cycle is a part of
-) -> dict: # Text by name, and dictionaries of text: `schedule`, `model`, `layers`, `opt`, `loss_tensors`
+) -> dict: # Text by name, and dictionaries of it: `schedule`, `model`, `layers`, `opt`, `loss`, …
     "Return everything that must be the same for a run to be resumed."
     loaders, is_whole = loaders_of(learn.dls), epochs.stop >= plan.n_epoch
     wd = learn.wd if wd is None else wd

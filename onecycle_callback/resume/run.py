@@ -6,7 +6,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from .data import data_position
 from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
 from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, layout, layout_differences,
                           run_fingerprint, worker_note)
-from .objects import CannotStore
+from .objects import ITSELF, CannotStore
 from .sigterm import HeldSigterm
-from .state import (in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
+from .state import (data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
                     random_states, set_model_state, set_random_states, without_changes)
 
 _PUT_BACK = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
@@ -53,8 +53,8 @@ class ResumableRun(OneFitCallback):
         file = learn.path/learn.model_dir/f'{checkpoint.name}.cycle'
         self.file = Path(os.path.realpath(file))     # of a link, the target
         self._lock, fine_tune = RunLock(self.file), getattr(checkpoint, 'fine_tune', None)
-        self._look = partial(run_fingerprint, learn, cycle.plan, epochs=epochs, wd=wd, fine_tune=fine_tune)
-        self.fingerprint = self._look(opt)
+        self._look = partial(run_fingerprint, learn, epochs=epochs, wd=wd, fine_tune=fine_tune)
+        self.fingerprint = self._look(self.plan, opt)
         self.changes:list[str] = []     # what differs from the run in the file, which is extended on purpose
         self.saved:Any = self._found()     # the state in the file, if the cycle resumes
         self._own:dict = {}     # what of it was saved by the process of this rank
@@ -85,6 +85,7 @@ class ResumableRun(OneFitCallback):
         self.fingerprint = without_changes(self.learn, self.file, self.fingerprint)
         differences = fingerprint_differences(saved['work'], self.fingerprint)
         self.changes, is_extendable = sum(differences.values(), []), can_extend(self.plan, differences)
+        self.cycle.is_extended = bool(differences)
         if not differences or keep.extend and is_extendable: return saved
         date = from_rank_0(lambda: date_of(self.file))
         extend = f', CycleCheckpoint({keep.name!r}, extend=True) to go on with the new ones' if is_extendable else ''
@@ -155,8 +156,14 @@ class ResumableRun(OneFitCallback):
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
                 loaders.restore(position, with_settings=True)
-            if self._objects is not None: self._objects.note_left()
-            if learn.opt is not None: note_changes(learn, self.file, self.fingerprint, self._look(learn.opt))
+            if self._objects is not None: self._note_left(learn)
+
+    def _note_left(self, learn):
+        "Note what the fit leaves, so that a change by the user is told from one of its own."
+        self._objects.note_left()
+        with suppress(TypeError, ValueError):     # which the same call will raise too
+            plan = self.cycle.make_plan(learn, self.plan.n_epoch, cbs=self._callbacks.values())
+            note_changes(learn, self.file, self.fingerprint, self._look(plan, learn.opt))
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."
@@ -178,14 +185,14 @@ class ResumableRun(OneFitCallback):
         for obj in (*self._objects.objects.values(), *self._loaders.objects.values()): note_part(obj)
         self._data = data_position(self.learn, self._loaders, self.checkpoint.replay)
         self._callbacks = numbered([(type(cb).__name__, cb) for cb in callbacks])
-        self._dls, self._layout = self.learn.dls, layout(self.learn, self.learn.opt)
+        self._datasets, self._layout = data_of(self.learn), layout(self.learn, self.learn.opt)
 
     def _replaced(self):
         "Yield the names of what the fit has added, or put in another's place, so that a new process won't have it."
-        if self.learn.dls is not self._dls: yield 'Learner.dls'
-        known = [self, *self._callbacks.values()]
+        def is_new(obj, known): return all(obj is not each for each in known)
+        if any(is_new(obj, self._datasets) for obj in data_of(self.learn)): yield 'Learner.dls'
         for cb in self.learn.cbs:
-            if not any(cb is each for each in known): yield f'{type(cb).__name__} (added during the fit)'
+            if is_new(cb, [self, *self._callbacks.values()]): yield f'{type(cb).__name__} (added during the fit)'
 
     def _warn_of_lost(self):
         "Warn once of what cannot be saved."
@@ -282,7 +289,8 @@ class ResumableRun(OneFitCallback):
 
     def after_epoch(self):
         "Save at the end of an epoch."
-        if hasattr(self.learn, 'recorder'): self._rows.append([*map(_plain_cell, self.learn.recorder.log)])
+        if hasattr(self.learn, 'recorder'):
+            self._rows.append([cell if type(cell) in ITSELF else str(cell) for cell in self.learn.recorder.log])
         self._save(self.learn.epoch + 1, 0)
         if self._is_terminated: self._terminate()
 
@@ -415,11 +423,13 @@ class ResumableRun(OneFitCallback):
 
     def _continue_record(self):
         "Let the record of a run that was complete go on."
-        cycle, hps = self.cycle, getattr(getattr(self.learn, 'recorder', None), 'hps', None)
-        if cycle.state_dict() or hps is None: return
-        cycle.start()
+        cycle, recorder = self.cycle, vars(getattr(self.learn, 'recorder', self))
+        if cycle.state_dict() or 'hps' not in recorder: return
+        hps, record = recorder['hps'], recorder['cycle']
+        cycle.start()     # which begins a record of its own
         state = cycle.state_dict()
-        cycle.load_state_dict(state | dict(hps={name: hps[name] for name in state['hps']}))
+        hps, where = {name: hps[name] for name in state['hps']}, {name: record[name] for name in ('lengths', 'columns')}
+        cycle.load_state_dict(state | record | dict(hps=hps, position=state['position'] | where))
 
     def _load_complete(self, reset_opt):
         "Load a complete cycle into the `Learner`, without training."
@@ -433,7 +443,8 @@ class ResumableRun(OneFitCallback):
             self._restore_position()
             self._objects.restore(self._own['carried'])
         for recorder in recorders:
-            recorder.plan = self.plan
+            record = vars(recorder).get('cycle')     # none if no batch was trained
+            recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan
             if recorder.values: learn.final_record = recorder.values[-1]
         learn.model.eval()
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
@@ -443,8 +454,3 @@ class ResumableRun(OneFitCallback):
 def _settings(group):
     "Return what a parameter group holds besides its tensors."
     return {name: value for name, value in group.items() if name != 'params' and not isinstance(value, torch.Tensor)}
-
-def _plain_cell(value):
-    "Return a cell of the table as a number or a text."
-    if type(value) in (int, float, str): return value
-    return str(value)

@@ -148,23 +148,26 @@ def _fill(old, new, done):
     elif isinstance(old, set): old ^= old ^ new
     else: old[...] = new
 
-def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
+_MEMORIES:dict[int, dict] = {}     # by the id of an object, until its end
 
 def memory_of(obj) -> dict|None: # `None` if it took part in no run
     "Return what is remembered of `obj` since it took part in a run of this process."
-    found = (getattr(each.__callback__, 'peek', lambda: None)() for each in weakref.getweakrefs(obj))
-    return next((peek[2][0] for peek in found if peek and peek[1] is _memory), None)
+    return _MEMORIES.get(id(obj))
 
 def note_part(obj):
     "Note that `obj` takes part in a run: what changes in it from now on is no one's wish."
-    if memory_of(obj) is not None: return
-    with suppress(TypeError): weakref.finalize(obj, _memory, {}).atexit = False     # some allow no weak reference
+    if id(obj) in _MEMORIES: return
+    with suppress(TypeError):     # some allow no weak reference
+        weakref.finalize(obj, _MEMORIES.pop, id(obj)).atexit = False
+        _MEMORIES[id(obj)] = {}
 
 # A fit may change by itself what tells runs apart: a factor of the loss, the rate of a dropout, how often it was called
 
+_OF_THE_LOSS = 'loss', 'loss_tensors'
+
 def _compared(learn, fingerprint):
     "Yield each name in a fingerprint, with its text and the memory of what it tells of: others may train with it."
-    owners = dict(loss=learn.loss_func, loss_tensors=learn.loss_func, layers=get_model(learn.model))
+    owners = dict.fromkeys(_OF_THE_LOSS, learn.loss_func) | dict(layers=get_model(learn.model))
     for name, text in fingerprint.items():
         memory = memory_of(owners.get(name, learn))
         yield name, text, memory_of(learn) if memory is None else memory
@@ -185,7 +188,11 @@ def without_changes(learn, file, now:dict) -> dict: # The same, but for what `no
     "Return a fingerprint as it was before the fits of this run in this process."
     def text_before(name, text, memory):
         before, after = (memory or {}).get((file, name), (text, text))
-        return before if text == after or name == 'loss_tensors' else text     # these are state, once they change
+        if text == after: return before
+        if name not in _OF_THE_LOSS: return text
+        # What a fit has changed in it is state, such as a count of its calls
+        state = {key: value for key, value in before.items() if value != after.get(key)}
+        return state | {key: value for key, value in text.items() if before.get(key) == after.get(key)}
     return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
 
 _ABSENT = object()
@@ -324,7 +331,8 @@ class ObjectStates:
         stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
         for name, value in stored.items():
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
-            else: self._set(obj, name, refill(current.get(name), value, done))
+            elif isinstance(obj, nn.Module): setattr(obj, name, refill(current.get(name), value, done))
+            else: vars(obj)[name] = refill(current.get(name), value, done)     # without checks of its class
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
             was_made_later = was_used or name not in self._initial[label]
             if was_made_later: vars(obj).pop(name, None)
@@ -336,11 +344,6 @@ class ObjectStates:
         if name in self._initial[label]: return True
         if name in self._skip[label] or isinstance(obj, Callback) and hasattr(event, name): return False
         return not isinstance(inspect.getattr_static(type(obj), name, None), _METHODS)
-
-    def _set(self, obj, name, value):
-        "Set an attribute; of an object that is no layer, without its own checks of who may set what."
-        if isinstance(obj, nn.Module): setattr(obj, name, value)
-        else: vars(obj)[name] = value
 
 def _is_state(state):
     "Return whether `state` is made up as that of an object."
@@ -380,10 +383,12 @@ def _named_objects(learn, objects, loaders):
     named |= {f'model.{name}': part for name, part in parts}
     for i, p in enumerate(other_parameters(learn)): named[f'opt.{i}'] = p
     for cb in learn.cbs: named.setdefault(type(cb).__name__, cb)
-    for label, loader in loaders.items():
-        named[label] = loader
-        if (dataset := getattr(loader, '__dict__', {}).get('dataset')) is not None: named[f'{label}.dataset'] = dataset
-    return named
+    return named | _with_datasets(loaders)
+
+def _with_datasets(loaders):
+    "Return data loaders by name, and the data that each has."
+    datasets = {f'{name}.dataset': getattr(loader, '__dict__', {}).get('dataset') for name, loader in loaders.items()}
+    return loaders | {name: dataset for name, dataset in datasets.items() if dataset is not None}
 
 def _loaders(learn):
     "Return the data loaders of `learn` by name, the one inside a `DistributedDL` too."
@@ -394,6 +399,10 @@ def _loaders(learn):
             loaders[name] = loader
             name, loader = f'{name}.dl', getattr(loader, '__dict__', {}).get('dl')
     return loaders
+
+def data_of(learn) -> list:
+    "Return the data loaders of `learn`, and the data that each has."
+    return [*_with_datasets(_loaders(learn)).values()]
 
 def object_states(learn, callbacks) -> ObjectStates:
     "Return the states of `callbacks`, and of the metrics, the layers, the loss function and the attributes of `learn`."
