@@ -112,7 +112,7 @@ RULES = dict(
                 [None] * 2),
     members=(lambda: [members(OneCyclePlan), members(OneCycleSchedule)],
              [['length', 'curve', 'positions', 'peak', 'at', 'lrs', 'moms', 'table', 'to_frame', 'plot',
-               'picture', 'explore'],
+               'picture', 'parts', 'call', 'explore'],
               ['plan']]),
     public=(lambda: [*filter(is_public, ['f', 'A.f', '_f', 'A._f', '_A.f', 'A.before_fit'])], ['f', 'A.f']),
     outputs_lose_widgets_and_have_their_links_changed=(

@@ -162,7 +162,7 @@ class Anneal(Callback):
     def _set(self, is_now):
         if is_now: self._act(self.learn, [.5, .25, .5, .2][self.epoch])
 
-ANNEALED = dict(loss=(scaled, set_loss, ''), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
+ANNEALED = dict(loss=(scaled, set_loss, None), dropout=(learner, set_dropout, r'layers 3: Dropout\(p=0\.'),
                 bs=(learner, set_bs, 'bs: 4 in the file, 20 now'),
                 sampler=(with_torch_loader, set_sampler, 'n_batch: 12 in the file, 3 now'),
                 wd=(learner, set_wd, 'wd: None in the file, 0.1 now'),
@@ -178,7 +178,7 @@ def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
     learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
     interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)
     assert_same(results(fit(learn, Anneal(act), every=every)), expected)
-    if not why: return
+    if why is None: return     # it is state
     interrupt(learn := make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every, restart=True)
     act(learn, .1)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
@@ -196,13 +196,14 @@ def test_what_training_has_changed_in_a_complete_run(tmp_path, capsys, name):
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"): fit(learn, Anneal(act))
 
 @pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
-def test_what_training_changes_in_a_loss_is_state(tmp_path, at):
+def test_what_training_changes_in_a_loss_is_state(tmp_path, capsys, at):
     "It may count its validations too. What no fit has changed is a setting."
     learn = scaled(tmp_path)
     if at: interrupt(learn, at=at)
     else: fit(learn)
     learn.validate()
     fit(learn)
+    assert "'run1' sets loss n_calls back to what training made of it\n" in capsys.readouterr().out
     assert learn.loss_func.n_calls == N_EPOCH * (N_BATCH + 2)
     learn.loss_func.alpha = .1
     with pytest.raises(ValueError, match='different run.*: loss alpha: 1.0 in the file, 0.1 now[.]'): fit(learn)

@@ -56,6 +56,7 @@ class ResumableRun(OneFitCallback):
         self._look = partial(run_fingerprint, learn, epochs=epochs, wd=wd, fine_tune=fine_tune)
         self.fingerprint = self._look(self.plan, opt)
         self.changes:list[str] = []     # what differs from the run in the file, which is extended on purpose
+        self._set_back:list[str] = []     # what differs from what the last fit left, which was no setting any more
         self.saved:Any = self._found()     # the state in the file, if the cycle resumes
         self._own:dict = {}     # what of it was saved by the process of this rank
         self._position:Any = None     # of the file
@@ -82,7 +83,7 @@ class ResumableRun(OneFitCallback):
         keep, content = self.checkpoint, from_rank_0(lambda: read_file(self.file))
         saved = None if content is None else read_state(self.file, content)
         if saved is None or keep.restart: return None
-        self.fingerprint = without_changes(self.learn, self.file, self.fingerprint)
+        self.fingerprint, self._set_back = without_changes(self.learn, self.file, self.fingerprint)
         differences = fingerprint_differences(saved['work'], self.fingerprint)
         self.changes, is_extendable = sum(differences.values(), []), can_extend(self.plan, differences)
         self.cycle.is_extended = bool(differences)
@@ -118,6 +119,7 @@ class ResumableRun(OneFitCallback):
         reset_opt:bool # Whether it begins with a new optimizer
     ):
         "Train the run, or load it if it is complete; raises `BlockingIOError` if another process trains it."
+        if self._set_back: self._say(f'sets {", ".join(self._set_back)} back to what training made of it')
         if self.is_complete: return self._load_complete(reset_opt)
         with self._locked(), self._kept(reset_opt): fit()
 
@@ -442,9 +444,10 @@ class ResumableRun(OneFitCallback):
             set_model_state(learn, self.saved['model'])
             self._restore_position()
             self._objects.restore(self._own['carried'])
+            for recorder in recorders:
+                record = vars(recorder).get('cycle')     # none if no batch was trained
+                recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan
         for recorder in recorders:
-            record = vars(recorder).get('cycle')     # none if no batch was trained
-            recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan
             if recorder.values: learn.final_record = recorder.values[-1]
         learn.model.eval()
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)

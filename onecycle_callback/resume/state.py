@@ -148,18 +148,17 @@ def _fill(old, new, done):
     elif isinstance(old, set): old ^= old ^ new
     else: old[...] = new
 
-_MEMORIES:dict[int, dict] = {}     # by the id of an object, until its end
+def _memory(memory): "Mark a memory, as what `weakref.finalize` calls at the end of its object: nothing else changes."
 
 def memory_of(obj) -> dict|None: # `None` if it took part in no run
     "Return what is remembered of `obj` since it took part in a run of this process."
-    return _MEMORIES.get(id(obj))
+    found = (getattr(each.__callback__, 'peek', lambda: None)() for each in weakref.getweakrefs(obj))
+    return next((peek[2][0] for peek in found if peek and peek[1] is _memory), None)
 
 def note_part(obj):
     "Note that `obj` takes part in a run: what changes in it from now on is no one's wish."
-    if id(obj) in _MEMORIES: return
-    with suppress(TypeError):     # some allow no weak reference
-        weakref.finalize(obj, _MEMORIES.pop, id(obj)).atexit = False
-        _MEMORIES[id(obj)] = {}
+    if memory_of(obj) is not None: return
+    with suppress(TypeError): weakref.finalize(obj, _memory, {}).atexit = False     # some allow no weak reference
 
 # A fit may change by itself what tells runs apart: a factor of the loss, the rate of a dropout, how often it was called
 
@@ -184,16 +183,18 @@ def note_changes(
         memory.pop((file, name), None)
         if text != before[name]: memory[file, name] = before[name], text
 
-def without_changes(learn, file, now:dict) -> dict: # The same, but for what `note_changes` remembers
+def without_changes(learn, file, now:dict) -> tuple[dict, list[str]]: # And the names of what a resume sets back
     "Return a fingerprint as it was before the fits of this run in this process."
+    set_back:list[str] = []
     def text_before(name, text, memory):
         before, after = (memory or {}).get((file, name), (text, text))
         if text == after: return before
         if name not in _OF_THE_LOSS: return text
         # What a fit has changed in it is state, such as a count of its calls
         state = {key: value for key, value in before.items() if value != after.get(key)}
+        set_back.extend(f'{name} {key}' for key in state if text.get(key) != after.get(key))
         return state | {key: value for key, value in text.items() if before.get(key) == after.get(key)}
-    return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}
+    return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}, set_back
 
 _ABSENT = object()
 _METHODS = FunctionType, staticmethod, classmethod

@@ -55,12 +55,15 @@ def fork(target, *args, out):
     process.start()
     return process
 
+def free_port():
+    with socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
 def fork_ranks(target, *args, outs):
     "Start a process for each of the files `outs`, as `fork` does; they find each other as those of `torchrun` do."
     import torch._dynamo  # noqa: F401 (DistributedDataParallel needs it: not in each process anew)
-    with socket() as s:
-        s.bind(('127.0.0.1', 0))
-        where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]), WORLD_SIZE=str(len(outs)))
+    where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE=str(len(outs)))
     def run(rank):
         rank = str(rank)
         os.environ |= where | dict(RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
