@@ -61,8 +61,7 @@ def test_a_budget_of_few_batches_is_kept_and_ends_at_the_end(time, seconds, n_ac
     assert time.now - 1000 <= seconds + n_acc // 4
     if n_acc == 4: assert max(learn.recorder.hps['lr']) > .03
 
-@pytest.mark.parametrize('n_processes', [1, 2])
-@pytest.mark.parametrize('within', [(20, 0, 10), (0, 0, 10), (5, 5, 5)], ids=str)
+@pytest.mark.parametrize('within, n_processes', each([(20, 0, 10), (0, 0, 10), (5, 5, 5)], [1, 2]), ids=str)
 def test_slow_first_batches_are_no_measure_of_the_others(time, monkeypatch, within, n_processes):
     monkeypatch.setattr(position, 'world_size', lambda: n_processes)
     learn = learner(n_batch=500)
@@ -390,17 +389,17 @@ def test_dead_time_does_not_count(time, tmp_path):
 
 def test_slow_first_batches_of_a_resumed_run_are_no_measure_of_the_others(time, tmp_path):
     "A new process starts workers and tunes again. It takes the steps that were told, and then all those that are left."
-    def fit(*cbs):
+    def fit(cb, every=None):
         learn = interrupted.learner(tmp_path, n_batch=500)
-        learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=[*cbs, Passes(time, .02, valid=.1)],
-                            checkpoint=CycleCheckpoint('run1', every=2))
+        learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=[cb, Passes(time, .02, valid=.1)],
+                            checkpoint=CycleCheckpoint('run1', every))
         return learn
     class Tunes(Callback):
         order, n = -6, 0
         def after_batch(self):
             self.n += self.training
             if self.training and self.n <= 3: time.now += 5
-    with pytest.raises(RuntimeError, match='interrupted'): fit(interrupted.Interrupt(2))
+    with pytest.raises(RuntimeError, match='interrupted'): fit(interrupted.Interrupt(2), every=2)
     learn = fit(Tunes())
     as_planned(learn, learn.recorder.plan)
     assert max(np.diff(learn.recorder.cycle['columns']['position'])) < .01

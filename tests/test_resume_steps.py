@@ -57,8 +57,7 @@ class Sizes(Callback):
     def before_epoch(self): self.learn.dls.train.bs = [4, 8, 4, 2][self.epoch]
 
 @pytest.mark.filterwarnings('ignore:Epoch . has')
-@pytest.mark.parametrize('n_acc', [1, 8, 20])
-@pytest.mark.parametrize('at', [9, 14, 20, 33])
+@pytest.mark.parametrize('at, n_acc', each([9, 14, 20, 33], [1, 8, 20]))
 def test_resumes_in_an_epoch_of_another_length_than_the_first(tmp_path, n_acc, at):
     (tmp_path / 'calm').mkdir()
     expected, _, frame = fit(tmp_path / 'calm', n_acc, 'adam', Sizes())

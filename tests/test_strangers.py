@@ -323,6 +323,7 @@ def test_each_part_is_checked_before_anything_is_announced(tmp_path, capsys, loa
     assert genuine['done'] == 2 and genuine['processes'][0]['data']['began']
     n_refused, accepted = 0, {}
     for where in parts_of(genuine):
+        if loader and where[2:3] != ('data',): continue     # all else is as it is without it
         for value in VALUES:
             content = checkpoint(dump(with_part(genuine, where, value), Standing(is_plain=True)))
             try: read_state(path, content)
@@ -330,7 +331,7 @@ def test_each_part_is_checked_before_anything_is_announced(tmp_path, capsys, loa
                 assert 'run1.cycle' in str(e) and 'Move it away' in str(e)
                 n_refused += 1
             else: accepted[(where[:-1] or where) + (type(value),)] = where, value
-    assert n_refused > 1500
+    assert n_refused > (100 if loader else 1500)
     for where, value in accepted.values():     # what only this training can judge
         write_file(path, with_part(genuine, where, value))
         capsys.readouterr()
