@@ -104,7 +104,7 @@ function tickText(value, decimals) {
 }
 
 /** Return which batches from `first` to `last` to draw: all of a few, otherwise some at equal distances, and `keep`. */
-function batchesToDraw(first, last, keep = []) {
+function batchesToDraw(first, last, keep) {
   const step = Math.ceil((last - first + 1) / 800), some = new Set(keep);
   for (let i = first; i < last; i += step) some.add(i);
   return [...some.add(last)].sort((a, b) => a - b);

@@ -58,7 +58,7 @@ class Browser:
     @property
     def pictures(self):
         return self.js("""return [...document.querySelectorAll('article img')]
-            .map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])""")
+            .map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])""")
 
     @property
     def overflow(self): return self.js('return document.documentElement.scrollWidth') - self.width
@@ -99,6 +99,7 @@ class Browser:
                 const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
                 while (walker.nextNode()) {
                     const node = walker.currentNode, text = node.textContent;
+                    if (top(node, 0) === top(node, text.length - 1)) continue;
                     for (let i = 1; i < text.length; i++) {
                         const isBroken = top(node, i) > top(node, i - 1) + 5;
                         if (isBroken && isWhole(text.slice(i - 1, i + 1))) cut.add(text);
@@ -130,16 +131,3 @@ class Browser:
             h.querySelectorAll('.headerlink').forEach(a => a.remove());
             return h.textContent;
         }})""")
-
-    @property
-    def tables(self):
-        "Each data table as `{column: [text, ...]}`, the epochs downwards."
-        rows = self.js("""return [...document.querySelectorAll('article table.dataframe')]
-            .map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))""")
-        tables = []
-        for table in rows:
-            # pandas' second header row holds the name of the index alone
-            table = [row for row in table if row[0] != 'epoch' or row[-1]]
-            columns = list(zip(*table))[1:] if table[0][-1].startswith(('lr', 'mom')) else table[1:]
-            tables.append({column[0]: column[1:] for column in columns})
-        return tables
