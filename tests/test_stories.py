@@ -185,8 +185,9 @@ def test_script(tmp_path):
     assert process.exitcode == -signal.SIGKILL and epochs_shown(out) == ['1/4', '2/4']
     code, out, err = run_script(tmp_path, signal.SIGINT, 75)
     assert code == -signal.SIGINT
-    note = r"KeyboardInterrupt\n.*'run1' was interrupted\. The same call resumes it in epoch 2, batch 10, from .*\n$"
-    assert re.search(note, err)
+    note = r"\n.*'run1' was interrupted\. The same call resumes it in epoch 2, batch 10, from .*\n$"
+    if hasattr(KeyboardInterrupt, 'add_note'): assert re.search(f'KeyboardInterrupt{note}', err)
+    else: assert re.search(note, out)     # Python 3.10 has no notes
     assert epochs_shown(out) == ['2/4', '3/4'] and epochs_of_rows(out) == [0, 1]
     assert bars(out)[:2] == [(2, 4, 0, 30), (2, 4, 6, 30)]
     code, out, err = run_script(tmp_path)

@@ -338,7 +338,7 @@ def test_each_part_is_checked_before_anything_is_announced(tmp_path, capsys, loa
         try: fit()
         except ValueError as e:
             assert 'run1.cycle' in str(e) and 'Move it away' in str(e) or 'belongs to a different run' in str(e), where
-            assert where[0] == 'model' or 'resumes' not in capsys.readouterr().out, where
+            assert where[0] == 'model' or 'resumes in epoch' not in capsys.readouterr().out, where
 
 def states_out_of_bounds():
     "States of NumPy's generators that would have it read far outside of them: it looks at them no further."
