@@ -27,7 +27,7 @@ from .arguments import accept_fastai_names, as_arguments, check_whole, takes_fie
 from .fastai_internals import OneFitCallback, items_of, loaders_of, show_budget, warn_user
 from .optimizer import OptAdapter, stand_ins
 from .position import Accumulation, BatchPosition, Position, SteppedPlan, StepPosition, TimedPlan, TimePosition
-from .schedule import OneCyclePlan, OneCycleSchedule
+from .schedule import Curve, OneCyclePlan, OneCycleSchedule
 from .stream import StreamCallback, TimedStream, has_length
 
 # %% ../nbs/02_callback.ipynb #ff6a28d3
@@ -440,11 +440,22 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def as_planned(self,
         planned:dict # What it was planned with when it started, from `state_dict` or the record
     ) -> OneCyclePlan: # With the schedule of this call if the cycle `is_extended`
-        "Return the plan with which a cycle started, whatever the `Learner` is like now."
-        schedule = {} if self.is_extended else planned['schedule']
-        parts = planned | dict(schedule=replace(self.plan.schedule, **schedule))
-        if 'accumulation' in parts: parts['accumulation'] = Accumulation(*parts['accumulation'])
-        return replace(self.plan, **parts)
+        "Return the plan with which a cycle started, whatever the `Learner` is like now; raises if it can't be one."
+        own, n_batch, counts = _planned_with(self.plan), planned['n_batch'], planned['accumulation']
+        is_alike = planned.keys() == own.keys() and planned['schedule'].keys() == own['schedule'].keys()
+        is_alike &= len(counts) == len(own['accumulation']) and counts[1:2] in ((), (n_batch,))
+        if not is_alike or not all(0 <= n < 2**31 for n in (n_batch, *counts)): raise ValueError('another kind of plan')
+        schedule = replace(self.plan.schedule, **({} if self.is_extended else planned['schedule']))
+        parts = dict(accumulation=Accumulation(*counts)) if counts else {}
+        return replace(self.plan, schedule=schedule, n_batch=n_batch, **parts)
+
+    def keep_record(self,
+        max_lr # The peaks so far
+    ):
+        "Note the LRs of all groups for each batch until now, since the plan of an extended cycle doesn't know them."
+        peaks = Curve(replace(self.plan.schedule, max_lr=max_lr), self.plan.n_groups, 0, 1).at([0])[0][0]
+        parts = (peaks / (peaks[-1] or 1.)).tolist()
+        for i, lr in enumerate(self._cycle.hps['lr']): self._cycle.changed.setdefault(i, [lr * part for part in parts])
 
     def load_state_dict(self,
         state:dict # From `state_dict`; empty from a cycle that hadn't started
@@ -463,9 +474,9 @@ class OneCycle(OneFitCallback, ParamScheduler):
 
 def _planned_with(plan):
     "Return what a plan takes from a `Learner` and its data when a cycle starts, as plain values."
-    accumulation = dict(accumulation=astuple(plan.accumulation)) if hasattr(plan, 'accumulation') else {}
+    accumulation = astuple(plan.accumulation) if hasattr(plan, 'accumulation') else ()
     schedule = dict(max_lr=plan.schedule.max_lr, moms=plan.schedule.moms)
-    return dict(n_batch=plan.n_batch, schedule=schedule) | accumulation
+    return dict(n_batch=plan.n_batch, accumulation=accumulation, schedule=schedule)
 
 # In the loop over batches, fastai's own look-up of a method costs more than the method
 _BATCH_EVENTS = {'before_batch', 'before_step', 'after_step', 'after_cancel_batch', 'after_batch'}
@@ -494,7 +505,9 @@ class TimedCycle(OneCycle):
     def make_plan(self, learn, n_epoch=None, opt=None, cbs=()):
         return plan_for(self.schedule, learn, 1, opt, self.n_batch, [*learn.cbs, *cbs], self.minutes, self.plan)
 
-    def make_position(self): return self.position
+    def make_position(self):
+        self.position.follow(self.plan)     # a callback may have changed what it takes from the Learner
+        return self.position
 
     def _add_stream(self):
         make = partial(TimedStream, cycle=self)

@@ -222,14 +222,14 @@ def _outer_hidden(learn):
     finally:
         for i, cb in hidden: learn.cbs.insert(i, cb)
 
-class _StandIn(partial):
+class StandIn(partial):
     "A function that stands in for a method of one `Learner` while a fit runs."
 
 @contextmanager
 def _standing_in(learn, **functions):
     "Have `functions` stand in for the methods of `learn` of these names during this context."
     before = {name: vars(learn)[name] for name in functions if name in vars(learn)}
-    vars(learn).update({name: _StandIn(function) for name, function in functions.items()})
+    vars(learn).update({name: StandIn(function) for name, function in functions.items()})
     try: yield
     finally:
         for name in functions: vars(learn).pop(name, None)
@@ -321,7 +321,7 @@ class _Fit:
     def getstate(self):
         "Return the state of the `Learner` without what belongs to this fit."
         def is_of_the_fit(v):
-            return isinstance(v, _StandIn) or isinstance(v, OneFitCallback) and not any(v is cb for cb in self.before)
+            return isinstance(v, StandIn) or isinstance(v, OneFitCallback) and not any(v is cb for cb in self.before)
         state = {name: value for name, value in self._getstate().items() if not is_of_the_fit(value)}
         return state | dict(cbs=L(cb for cb in self.learn.cbs if not is_of_the_fit(cb)))
 
@@ -337,7 +337,7 @@ def run_epochs(
 def _aside(learn):
     "Return the context in which the fit of `learn` that is running, if it is one of a `_Fit`, has no part."
     running = vars(learn).get('_call_one')
-    if not isinstance(running, _StandIn): return nullcontext()
+    if not isinstance(running, StandIn): return nullcontext()
     return running.func.__self__.aside()   # type: ignore[attr-defined]
 
 def _run_fit(learn, before, loop, *events):

@@ -378,6 +378,13 @@ class TimePosition(Position):
         self._compute()
         self.k, self._look_at = 0, self._began + self.used + SYNC_SECONDS
 
+    def follow(self,
+        plan:TimedPlan # With another schedule
+    ):
+        "Go on in the same position of another plan."
+        self.plan = plan
+        self._compute()
+
     def _compute(self): self._rows = self._rows_at(np.array(self.fractions) * self.plan.minutes)
 
     def _estimate(self, starts_epoch):
@@ -405,7 +412,7 @@ class TimePosition(Position):
             if ended is None: ended, self.n_batch = self._cancelled(now), (self.n_batch + self.n_in_epoch) / 2
             else: self.n_batch = self.plan.n_batch
             self.gaps = [*self.gaps[-2:], now - ended]
-        seconds = ended - self.used
+        seconds = max(ended - self.used, 0)     # as a batch is reckoned, it may end before it began
         if self.n - self.k >= self._n_slow: self.pace.add(self.k, seconds)
         return seconds / max(self.k, 1)
 

@@ -139,7 +139,12 @@ def last_record(
     recorder # A `Recorder`
 ) -> dict:
     "Return what `recorder` holds of the last fit."
-    return {name: vars(recorder)[name] for name in _PARTS if name in vars(recorder)}
+    return {name: _copied(vars(recorder)[name]) for name in _PARTS if name in vars(recorder)}
+
+def _copied(value):
+    "Return lists and dictionaries anew: to load a finished cycle is to fill those that stand here."
+    if isinstance(value, dict): return {name: _copied(item) for name, item in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 def put_before(
     recorder, # A `Recorder`

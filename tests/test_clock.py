@@ -70,6 +70,26 @@ def test_slow_first_batches_are_no_measure_of_the_others(time, monkeypatch, with
     positions = learn.recorder.cycle['columns']['position']
     assert positions[:4] == [0] * 4 and positions[4] > 0 and max(np.diff(positions)) < .01
 
+class SetsPlanned(Callback):
+    "Set what a plan takes from the Learner, before the cycle starts."
+    order = 0
+    def before_epoch(self):
+        if self.epoch == 0: self.learn.lr, self.learn.moms = .02, (.8, .7, .8)
+
+def test_a_plan_is_that_of_the_start(time):
+    learn = learner()
+    learn.fit_one_cycle(minutes=1, cbs=[SetsPlanned(), Passes(time)])
+    as_planned(learn, learn.recorder.plan)
+    assert learn.recorder.plan.schedule.max_lr == .02 and max(learn.recorder.hps['lr']) > .019
+
+def test_batches_that_are_faster_than_reckoned_take_no_time_back(time, monkeypatch):
+    added, add = [], position.Pace.add
+    monkeypatch.setattr(position.Pace, 'add', lambda self, n, s: (added.append(s), add(self, n, s)))
+    learn = learner(n_batch=100)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=Passes(time, .02, stalls={40: 5., 41: 5., 42: 5.}))
+    as_planned(learn, learn.recorder.plan)
+    assert min(added) >= 0
+
 def test_a_budget_of_less_than_a_batch_trains_at_the_start_and_at_the_end(time):
     learn = learner()
     learn.fit_one_cycle(max_lr=.1, minutes=.01, cbs=Passes(time))

@@ -21,7 +21,7 @@ from torch.nn.utils import prune
 from support.helpers import frozen_state
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
 from support.pairs import each
-from onecycle_callback import CycleCheckpoint
+from onecycle_callback import CycleCheckpoint, callback
 from onecycle_callback.resume.file import read_state
 from onecycle_callback.resume.objects import Standing, load
 
@@ -36,6 +36,10 @@ def fit(learn, cbs=None, every=7, n_epoch=N_EPOCH, max_lr=.05, **kwargs):
 def interrupt(learn, cbs=(), at=30, error=RuntimeError, **kwargs):
     with pytest.raises(error, match='interrupted'): fit(learn, [*cbs, Interrupt(at, error)], **kwargs)
     return learn
+
+def two_groups(model):
+    first, *rest = model.parameters()
+    return [[first], rest]
 
 def calm(make, path, cbs=()):
     learn = make(path)
@@ -549,6 +553,60 @@ def test_a_longer_cycle(tmp_path, capsys, every, at):
     assert len(lrs) == 6 * N_BATCH == len(learn.recorder.losses) and len(learn.recorder.values) == 6
     assert lrs[n_done:] == plan.lrs[n_done:, 0].tolist() and lrs[:n_done] != plan.lrs[:n_done, 0].tolist()
     fit(learner(tmp_path), every=every, n_epoch=6)     # and now it is this run
+
+@pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
+def test_a_longer_cycle_of_the_same_learner(tmp_path, at):
+    def started(path):
+        learn = learner(path)
+        return interrupt(learn, at=at) if at else fit(learn)
+    started(tmp_path)
+    expected = results(fit(learner(tmp_path), n_epoch=6, extend=True))
+    learn = fit(started(tmp_path / 'same'), n_epoch=6, extend=True)
+    assert_same(results(learn), expected)
+    assert [*learn.recorder.to_frame().epoch.value_counts(sort=False)] == [N_BATCH] * 6
+
+@pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
+@pytest.mark.parametrize('max_lr, cbs', [(.05, []), (slice(.01, .05), []), (.05, [GradientAccumulation(8)])], ids=str)
+def test_the_record_of_a_longer_cycle_is_what_was_trained(tmp_path, at, max_lr, cbs):
+    def make(): return learner(tmp_path, splitter=two_groups)
+    if at: interrupt(make(), cbs, at, every=7, max_lr=max_lr)
+    else: fit(make(), cbs, every=7, max_lr=max_lr)
+    before = make().preview_one_cycle(N_EPOCH, max_lr, cbs=cbs).to_frame()
+    learn = fit(make(), cbs, every=7, max_lr=max_lr, n_epoch=6, extend=True)
+    frame, n_done = learn.recorder.to_frame(), 28 if at else N_EPOCH * N_BATCH
+    lrs = [name for name in frame if name.startswith('lr')]
+    assert np.allclose(frame[lrs][:n_done], before[lrs][:n_done], rtol=1e-12, atol=0)
+    assert frame[lrs[-1]].tolist() == learn.recorder.hps['lr']
+    learn.recorder.plot_lr()
+
+def test_a_new_optimizer_hides_no_error_of_the_fit(tmp_path):
+    "A Learner that had none before the fit has none again."
+    learn = learner(tmp_path)
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(N_EPOCH, .05, reset_opt=True, checkpoint='run1', cbs=Interrupt(30))
+    learn.fit_one_cycle(N_EPOCH, .05, reset_opt=True, checkpoint='run1')
+    assert_same(results(learn), calm(learner, tmp_path))
+
+def test_the_record_of_a_finished_fine_tune(tmp_path):
+    frames = []
+    for _ in range(2):
+        learn = learner(tmp_path, splitter=two_groups)
+        learn.fine_tune(2, .05, checkpoint='run1')
+        frames.append(learn.recorder.to_frame())
+    assert len(frames[0]) == 3 * N_BATCH and frames[1].equals(frames[0])
+
+@pytest.mark.parametrize('planned', [
+    dict(n_epoch=10**9), dict(n_batch=2**63), dict(n_batch=0), dict(minutes=1.), dict(schedule=dict(anneal='linear')),
+    dict(schedule={}), dict(accumulation=(8, 10**9, 4, 4)), dict(accumulation=(8, 12, -4, 4)),
+    dict(accumulation=())], ids=str)
+def test_a_plan_that_no_cycle_had_is_refused(tmp_path, monkeypatch, planned):
+    own = callback._planned_with
+    def altered(plan): return own(plan) | planned
+    with monkeypatch.context() as patch:
+        patch.setattr(callback, '_planned_with', altered)
+        interrupt(learner(tmp_path), [GradientAccumulation(8)])
+    with pytest.raises(ValueError, match='run1.cycle does not fit this training'):
+        fit(learner(tmp_path), GradientAccumulation(8))
 
 def test_another_peak_and_back_to_an_interrupt(tmp_path):
     "An extended run is resumed like any other."

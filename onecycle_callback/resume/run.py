@@ -152,20 +152,22 @@ class ResumableRun(OneFitCallback):
         position = loaders.save()
         try: yield
         finally:
+            opt = learn.opt
             if self.state != COMPLETE:
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
                 loaders.restore(position, with_settings=True)
-            if self._objects is not None: self._note_left(learn)
+            with suppress(Exception):     # which would hide the fit's own
+                self._note_left(opt if learn.opt is None else learn.opt)
 
-    def _note_left(self, learn):
+    def _note_left(self, opt):
         "Note what the fit leaves, so that a change by the user is told from one of its own."
+        if self._objects is None: return
         self._objects.note_left()
-        with suppress(TypeError, ValueError):     # which the same call will raise too
-            plan = self.cycle.make_plan(learn, self.plan.n_epoch, cbs=self._callbacks.values())
-            note_changes(learn, self.file, self.fingerprint, self._look(plan, learn.opt))
+        plan = self.cycle.make_plan(self.learn, self.plan.n_epoch, (opt, self.learn.lr), self._callbacks.values())
+        note_changes(self.learn, self.file, self.fingerprint, self._look(plan, opt))
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."
@@ -424,14 +426,17 @@ class ResumableRun(OneFitCallback):
         self._say(f'is extended: its LR was {float(before):.3g} and is {now:.3g} now ({"; ".join(self.changes)})')
 
     def _continue_record(self):
-        "Let the record of a run that was complete go on."
+        "Let the record go on, which says what the batches until now were trained with."
         cycle, recorder = self.cycle, vars(getattr(self.learn, 'recorder', self))
-        if cycle.state_dict() or 'hps' not in recorder: return
+        if 'hps' not in recorder: return
         hps, record = recorder['hps'], recorder['cycle']
-        cycle.start()     # which begins a record of its own
-        state = cycle.state_dict()
-        hps, where = {name: hps[name] for name in state['hps']}, {name: record[name] for name in ('lengths', 'columns')}
-        cycle.load_state_dict(state | record | dict(hps=hps, position=state['position'] | where))
+        if not cycle.state_dict():     # it was complete
+            cycle.start()     # which begins a record of its own
+            state = cycle.state_dict()
+            where = dict(hps={name: hps[name] for name in state['hps']},
+                         position=state['position'] | {name: record[name] for name in ('lengths', 'columns')})
+            cycle.load_state_dict(state | record | where)
+        cycle.keep_record(record['planned']['schedule']['max_lr'])
 
     def _load_complete(self, reset_opt):
         "Load a complete cycle into the `Learner`, without training."

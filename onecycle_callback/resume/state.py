@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from ..fastai_internals import OneFitCallback, loaders_of
+from ..fastai_internals import OneFitCallback, StandIn, loaders_of
 from .objects import ITSELF, THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
@@ -228,7 +228,8 @@ class ObjectStates:
         if self._saves_itself(obj): return {}
         is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
         attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
-        return {name: value for name, value in attributes.items() if name not in self._skip[label]}
+        return {name: value for name, value in attributes.items()
+                if name not in self._skip[label] and not isinstance(value, StandIn)}     # which is the fit's
 
     def _begin(self, label):
         "Look at an object as it is at the beginning."
@@ -371,7 +372,7 @@ def numbered(objects) -> dict:
         by_name[f'{name} {n + 1}' if n else name] = obj
     return by_name
 
-_FIT_SETS = {*"""_do_fit _metrics all_batches cbs create_mbar default_cbs dl dls epoch iter lock logger loss loss_grad
+_FIT_SETS = {*"""_do_fit _metrics cbs create_mbar default_cbs dl dls epoch iter lock logger loss loss_grad
     lr model model_dir moms n_epoch n_iter opt opt_func path pct_train pred scaler splitter train_bn train_iter
     training wd wd_bn_bias x xb y yb""".split()}
 
