@@ -199,7 +199,8 @@ def without_changes(learn, file, now:dict) -> tuple[dict, list[str]]: # And the 
 _ABSENT = object()
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
-_WRAPPED = {*WRAPPER_ASSIGNMENTS, '__wrapped__'}     # what `functools.wraps` copies: some of fastai's losses have it
+# What `functools.wraps` copies, as in some of fastai's losses, and what fastcore 1 keeps of the arguments of `__init__`
+_COPIES = {*WRAPPER_ASSIGNMENTS, '__wrapped__', '__stored_args__'}
 
 class ObjectStates:
     "Save and restore what objects remember: their `state_dict`, or their attributes."
@@ -210,7 +211,7 @@ class ObjectStates:
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
         self.objects, self.by_attributes = objects, by_attributes
-        self._skip = {label: _WRAPPED.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
+        self._skip = {label: _COPIES.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
