@@ -159,15 +159,14 @@ class ResumableRun(OneFitCallback):
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
                     group.update(values)
                 loaders.restore(position, with_settings=True)
-            with suppress(Exception):     # which would hide the fit's own
-                self._note_left(opt if learn.opt is None else learn.opt)
+            if self._objects is not None: self._note_left(learn, opt if learn.opt is None else learn.opt)
 
-    def _note_left(self, opt):
+    def _note_left(self, learn, opt):
         "Note what the fit leaves, so that a change by the user is told from one of its own."
-        if self._objects is None: return
         self._objects.note_left()
-        plan = self.cycle.make_plan(self.learn, self.plan.n_epoch, (opt, self.learn.lr), self._callbacks.values())
-        note_changes(self.learn, self.file, self.fingerprint, self._look(plan, opt))
+        with suppress(TypeError, ValueError):     # which the same call will raise too
+            plan = self.cycle.make_plan(learn, self.plan.n_epoch, (opt, learn.lr), self._callbacks.values())
+            note_changes(learn, self.file, self.fingerprint, self._look(plan, opt))
 
     def _say(self, text, say=print):
         "Print `text` about this checkpoint, once for all processes."
