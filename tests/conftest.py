@@ -42,6 +42,19 @@ def close_figures():
     yield
     plt.close('all')
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_to_fork(request):
+    "Let a file that forks train with one thread: a forked process has none of this one's others, and waits for them."
+    items = (item for item in request.session.items if item.path == request.path)
+    if not any(item.get_closest_marker('fork') for item in items): return (yield)
+    import torch
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('OMP_NUM_THREADS', '1')     # for what is started, and compared with what is forked
+        yield
+    torch.set_num_threads(n_threads)
+
 @pytest.fixture(scope='session', autouse=True)
 def impatient_loaders():
     "Wait half a second for the workers of a loader that is given up, and not five: some don't end by themselves."

@@ -158,7 +158,8 @@ def train_and_term(path, at, where):
     thread.start()
     thread.join()
 
-SCRIPT = f"""import sys
+SCRIPT = f"""import sys, torch
+torch.set_num_threads(1)
 sys.path.insert(0, {str(TESTS)!r})
 from test_runs import Path, train_and_term
 train_and_term(Path(sys.argv[1]), int(sys.argv[2]), 'batch')"""
