@@ -175,16 +175,19 @@ ANNEALED = dict(loss=(scaled, set_loss, None), dropout=(learner, set_dropout, r'
 
 @pytest.mark.parametrize('every, at', [(7, 20), (None, 30), (7, 3)])
 @pytest.mark.parametrize('name', ANNEALED)
-def test_what_training_changes_in_the_same_learner(tmp_path, name, every, at):
+def test_what_training_changes_in_the_same_learner(tmp_path, capsys, name, every, at):
     "The same cell is the same run, as often as it is interrupted; and what the user changes in between is refused."
     make, act, why = ANNEALED[name]
     expected = calm(make, tmp_path, [Anneal(act)])
     learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
     interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)
     assert_same(results(fit(learn, Anneal(act), every=every)), expected)
-    if why is None: return     # it is state
     interrupt(learn := make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every, restart=True)
     act(learn, .1)
+    if why is None:     # it is state
+        fit(learn, Anneal(act), every=every)
+        assert "'run1' sets loss alpha back to what training made of it\n" in capsys.readouterr().out
+        return assert_same(results(learn), expected)
     with pytest.raises(ValueError, match=f"'run1' belongs to a different run.*{why}"):
         fit(learn, Anneal(act), every=every)
 
