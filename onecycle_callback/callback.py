@@ -27,7 +27,7 @@ from .arguments import accept_fastai_names, as_arguments, check_whole, takes_fie
 from .fastai_internals import OneFitCallback, items_of, loaders_of, show_budget, warn_user
 from .optimizer import OptAdapter, stand_ins
 from .position import Accumulation, BatchPosition, Position, SteppedPlan, StepPosition, TimedPlan, TimePosition
-from .schedule import Curve, OneCyclePlan, OneCycleSchedule
+from .schedule import OneCyclePlan, OneCycleSchedule, peaks_of
 from .stream import StreamCallback, TimedStream, has_length
 
 # %% ../nbs/02_callback.ipynb #ff6a28d3
@@ -453,7 +453,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         max_lr # The peaks so far
     ):
         "Note the LRs of all groups for each batch until now, since the plan of an extended cycle doesn't know them."
-        peaks = Curve(replace(self.plan.schedule, max_lr=max_lr), self.plan.n_groups, 0, 1).at([0])[0][0]
+        peaks = peaks_of(replace(self.plan.schedule, max_lr=max_lr), self.plan.n_groups)
         parts = (peaks / (peaks[-1] or 1.)).tolist()
         for i, lr in enumerate(self._cycle.hps['lr']): self._cycle.changed.setdefault(i, [lr * part for part in parts])
 

@@ -248,7 +248,10 @@ class OneCycleSchedule:
         return OneCyclePlan(self, n_epoch, n_batch, n_groups)
 
 # %% ../nbs/01_schedule.ipynb #ae254637
-def _peaks_of(schedule, n_groups:int) -> np.ndarray:
+def peaks_of(
+    schedule:OneCycleSchedule, # What to follow
+    n_groups:int # Number of parameter groups
+) -> np.ndarray: # Shape (`n_groups`,)
     "Return `max_lr` of each of `n_groups` parameter groups; raises `ValueError` if it is for another number of groups."
     value = schedule.max_lr
     if value is None: raise ValueError('max_lr must be given where there is no Learner, got None')
@@ -273,7 +276,7 @@ class Curve:
         self.n_groups, self.top, self.end = n_groups, top, end
         self.names = ('lr',) if schedule.moms is False else ('lr', 'mom')
         rise, fall = map(_curve, schedule._anneals)
-        peaks = _peaks_of(schedule, n_groups)
+        peaks = peaks_of(schedule, n_groups)
         start, final = peaks / schedule.div_factor, peaks / schedule._end_div
         first, low, rest = MOMS if schedule.moms is None else schedule.moms or ([], [], [])
         def phase(position, lrs, mom, curve): return _Phase(position, np.append(lrs, mom)[:, None], curve)

@@ -451,8 +451,7 @@ class ResumableRun(OneFitCallback):
             for recorder in recorders:
                 record = vars(recorder).get('cycle')     # none if no batch was trained
                 recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan
-        for recorder in recorders:
-            if recorder.values: learn.final_record = recorder.values[-1]
+                if recorder.values: learn.final_record = recorder.values[-1]
         learn.model.eval()
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
         self._say(f'is {self.saved["status"]}. It finished on {date_of(self.file)}. Loaded its weights; nothing was '
