@@ -13,7 +13,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from functools import WRAPPER_ASSIGNMENTS, partial
 from operator import methodcaller
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,15 @@ def _layer_attributes(layer):
     saved = layer.state_dict() if buffers else {}
     own = {name: value for name, value in vars(layer).items() if name not in _LAYER_ATTRIBUTES}
     return own | {name: value for name, value in buffers.items() if name not in saved}
+
+def _slot_names(cls):
+    "Return the names in the `__slots__` of a class and its bases."
+    return {name for base in cls.__mro__ if '__slots__' in vars(base)
+            for name, slot in vars(base).items() if isinstance(slot, MemberDescriptorType)}
+
+def _all_attributes(obj):
+    "Return the attributes of an object by name."
+    return getattr(obj, '__dict__', {}) | {n: getattr(obj, n) for n in _slot_names(type(obj)) if hasattr(obj, n)}
 
 _CODE = type, FunctionType, MethodType, BuiltinFunctionType, partial
 _STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
@@ -228,7 +237,7 @@ class ObjectStates:
         obj = self.objects[label]
         if self._saves_itself(obj): return {}
         is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
-        attributes = _layer_attributes(obj) if is_layer else getattr(obj, '__dict__', {})
+        attributes = _layer_attributes(obj) if is_layer else _all_attributes(obj)
         return {name: value for name, value in attributes.items()
                 if name not in self._skip[label] and not isinstance(value, StandIn)}     # which is the fit's
 
@@ -332,13 +341,15 @@ class ObjectStates:
             obj.load_state_dict(state['whole'])
             return []
         stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
+        slots = _slot_names(type(obj))
         for name, value in stored.items():
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
-            elif isinstance(obj, nn.Module): setattr(obj, name, refill(current.get(name), value, done))
+            elif isinstance(obj, nn.Module) or name in slots: setattr(obj, name, refill(current.get(name), value, done))
             else: vars(obj)[name] = refill(current.get(name), value, done)     # without checks of its class
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
             was_made_later = was_used or name not in self._initial[label]
-            if was_made_later: vars(obj).pop(name, None)
+            if was_made_later and name in slots: delattr(obj, name)
+            elif was_made_later: vars(obj).pop(name, None)
         return problems
 
     def _may_set(self, label, name):
