@@ -383,7 +383,7 @@ def test_loss_with_a_state(tmp_path, opt_func, place):
     check(partial(with_loss, opt_func=opt_func), tmp_path, lambda: [GradientAccumulation(10)], every=every, at=at,
           seen=loss_state)
 
-class Slotted:
+class SlottedLoss:
     "A loss that has no `__dict__`."
     __slots__ = 'n', 'mean', 'first'     # the last isn't there at the beginning
     def __init__(self): self.n, self.mean = 0, torch.tensor(0.)
@@ -396,13 +396,13 @@ class Slotted:
 
 def slotted(path):
     learn = learner(path)
-    learn.loss_func = Slotted()
+    learn.loss_func = SlottedLoss()
     return learn
 
 @at_places
 def test_loss_with_slots(tmp_path, every, at):
     check(slotted, tmp_path, every=every, at=at, in_the_same_learner=every is None,
-          seen=lambda learn: [getattr(learn.loss_func, name) for name in Slotted.__slots__])
+          seen=lambda learn: [getattr(learn.loss_func, name) for name in SlottedLoss.__slots__])
 
 class Curriculum(Callback):
     "Train with another loss from epoch 1 on; a new object, or one that stands there."

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 
 from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
-from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
 from .data import data_position
 from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
@@ -146,19 +144,13 @@ class ResumableRun(OneFitCallback):
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
         attributes = {name: vars(learn)[name] for name in _PUT_BACK}
-        settings = [] if learn.opt is None else [_settings(group) for group in OptAdapter(learn.opt).groups]
         trained = [(p, p.requires_grad) for p in learn.model.parameters()]
-        loaders = loader_states(learn)
-        position = loaders.save()
         try: yield
         finally:
             opt = learn.opt
             if self.state != COMPLETE:
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
-                for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
-                    group.update(values)
-                loaders.restore(position, with_settings=True)
             if self._objects is not None: self._note_left(learn, opt if learn.opt is None else learn.opt)
 
     def _note_left(self, learn, opt):
@@ -456,7 +448,3 @@ class ResumableRun(OneFitCallback):
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
         self._say(f'is {self.saved["status"]}. It finished on {date_of(self.file)}. Loaded its weights; nothing was '
                   f'trained. To start over: CycleCheckpoint({self.checkpoint.name!r}, restart=True)')
-
-def _settings(group):
-    "Return what a parameter group holds besides its tensors."
-    return {name: value for name, value in group.items() if name != 'params' and not isinstance(value, torch.Tensor)}
