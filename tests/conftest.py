@@ -63,6 +63,13 @@ def impatient_loaders():
         for module in _utils, _utils.worker: patch.setattr(module, 'MP_STATUS_CHECK_INTERVAL', .5)
         yield
 
+@pytest.fixture(scope='session', autouse=True)
+def without_flushes():
+    "Leave what is written to the system to write to the disk: tests kill processes, and never the machine."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda descriptor: None)
+        yield
+
 @pytest.fixture(scope='session')
 def fork():
     "Named by fixtures that start processes by `fork`: their tests have this marker."

@@ -35,7 +35,7 @@ def launch(*args):
 def in_two(target, *args, folder):
     """Run `target` in two processes that are forked, and find each other as those of `torchrun` do.
 
-    Return the exit code of each and what it printed. The page about several processes runs `torchrun` itself."""
+    Return the exit code of each and what it printed. `until_killed` starts two as users do."""
     outs = [folder / f'{rank}.out' for rank in range(2)]
     for out in outs: out.unlink(missing_ok=True)
     processes = fork_ranks(target, *args, outs=outs)
@@ -121,8 +121,7 @@ def test_a_notebook_launches_two_processes(jobs, tmp_path):
 @pytest.mark.slow
 def test_accelerate_on_cpus_launches_one_process_unless_told_multi_gpu(tmp_path):
     (tmp_path / 'train.py').write_text('import os; print(os.environ.get("WORLD_SIZE", 1))', encoding='utf-8')
-    printed = {option: launch(option, tmp_path / 'train.py').stdout.split() for option in ('--cpu', '--multi_gpu')}
-    assert printed == {'--cpu': ['1'], '--multi_gpu': ['2', '2']}
+    assert launch('--cpu', tmp_path / 'train.py').stdout.split() == ['1']     # told, it launches two: `until_killed`
 
 @pytest.mark.slow
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
@@ -300,7 +299,7 @@ LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL,
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4),
        drop_last=st.booleans())
 def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):

@@ -9,6 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from docs.explorer import PLAN
+from support.browser import POLL
 from support.explored import CASES, arguments_of, plan_of
 from support.helpers import ROOT, serve
 from onecycle_callback.schedule import MOMS
@@ -147,7 +148,7 @@ def test_the_copied_line_trains_with_the_plan(explorer, typed):
     for name, text in typed.items(): explorer.type(name, text)
     explorer.shows(**typed)
     explorer.find('.call [type=button]').click()
-    WebDriverWait(explorer.driver, 10).until(lambda driver: explorer.text('[role=status]') == 'Copied')
+    WebDriverWait(explorer.driver, 10, POLL).until(lambda driver: explorer.text('[role=status]') == 'Copied')
     field = explorer.find('[name=cycle_len][type=text]')
     field.send_keys(Keys.CONTROL, 'a', 'v')
     line = field.get_property('value')

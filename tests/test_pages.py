@@ -16,7 +16,7 @@ import torch
 from sklearn.utils import Bunch
 
 from docs.bridge import options
-from support.helpers import ROOT, fork, fork_script
+from support.helpers import ROOT, fork, run_forked
 from support.interrupted import learner
 from onecycle_callback import demo, position
 
@@ -36,13 +36,6 @@ def shown(page):
             opts, source = options(cell.source)
             if 'hide' not in opts and opts.get('echo', True): blocks.append(source)
     return blocks
-
-def run_forked(command, cwd='.', **kwargs):
-    """Run the script in `command` without starting an interpreter: importing fastai took most of the time.
-
-    test_notebooks.py starts the scripts as users do."""
-    i = next(i for i, part in enumerate(command) if str(part).endswith('.py'))
-    return fork_script(command[i], *command[i + 1:], cwd=cwd, n_proc=2 if '--nproc_per_node=2' in command else 1)
 
 def launch_one(function, num_processes):
     "What `notebook_launcher` does, with one process: more would need GPUs, since they normalize batches together."

@@ -173,11 +173,10 @@ ANNEALED = dict(loss=(scaled, set_loss, None), dropout=(learner, set_dropout, r'
                 train_bn=(learner, set_train_bn, 'train_bn: True in the file, False now'),
                 lr=(learner, set_lr, 'moms'))
 
-@pytest.mark.parametrize('every, at', [(7, 20), (None, 30), (7, 3)])
-@pytest.mark.parametrize('name', ANNEALED)
-def test_what_training_changes_in_the_same_learner(tmp_path, capsys, name, every, at):
+@pytest.mark.parametrize('place, name', each([(7, 20), (None, 30), (7, 3)], ANNEALED))
+def test_what_training_changes_in_the_same_learner(tmp_path, capsys, name, place):
     "The same cell is the same run, as often as it is interrupted; and what the user changes in between is refused."
-    make, act, why = ANNEALED[name]
+    (make, act, why), (every, at) = ANNEALED[name], place
     expected = calm(make, tmp_path, [Anneal(act)])
     learn = interrupt(make(tmp_path), [Anneal(act)], at, KeyboardInterrupt, every=every)
     interrupt(learn, [Anneal(act)], at + 4, KeyboardInterrupt, every=every)

@@ -299,12 +299,26 @@ def test_saves_of_two_writers_are_never_mixed(tmp_path):
 
 # What the file system does
 
+def path_of(descriptor): return Path(os.readlink(f'/proc/self/fd/{descriptor}'))
+
+@pytest.mark.proc
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_last(uninterrupted, tmp_path, monkeypatch):
+    "After a power cut, the name leads to one of the two, whole."
+    steps, replace, file = [], os.replace, Path(os.path.realpath(tmp_path / 'models/run1.cycle'))
+    def noted_replace(part, path):
+        if path == file: steps.append(('replace', part))
+        replace(part, path)
+    monkeypatch.setattr(os, 'replace', noted_replace)
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: steps.append(('flush', path_of(descriptor))))
+    assert_same(results(fit(tmp_path)), uninterrupted)
+    for flush, replace, last in zip(*[iter(steps)] * 3, strict=True):
+        assert (flush, last) == (('flush', replace[1]), ('flush', file.parent)) and replace[0] == 'replace'
+    assert len(steps) >= 3 * N_EPOCH
+
 @pytest.mark.proc
 def test_a_folder_that_cannot_be_flushed(uninterrupted, tmp_path, monkeypatch, recwarn):
-    fsync = os.fsync
     def refuse(descriptor):
-        if os.path.isdir(f'/proc/self/fd/{descriptor}'): raise OSError(22, 'Invalid argument')
-        fsync(descriptor)
+        if path_of(descriptor).is_dir(): raise OSError(22, 'Invalid argument')
     monkeypatch.setattr(os, 'fsync', refuse)
     assert_same(results(fit(tmp_path)), uninterrupted)
     assert not [w for w in recwarn if 'could not be saved' in str(w.message)]

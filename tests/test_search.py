@@ -5,6 +5,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from support.browser import POLL
 from support.helpers import serve
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def found(browser, address, words):
     "Return the pages that a search for `words` finds, best first."
     driver = browser.load(f'{address}search.html?q={quote(words)}').driver
     def summary(driver): return driver.find_element(By.CSS_SELECTOR, '.search-summary').text
-    WebDriverWait(driver, 30).until(lambda driver: 'finished' in summary(driver) or 'match' in summary(driver))
+    WebDriverWait(driver, 30, POLL).until(lambda driver: 'finished' in summary(driver) or 'match' in summary(driver))
     links = driver.find_elements(By.CSS_SELECTOR, 'ul.search li > a')
     return [link.get_attribute('href').removeprefix(address).partition('.html')[0] for link in links]
 

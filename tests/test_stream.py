@@ -268,9 +268,9 @@ def interrupt(learn, at, every, **kwargs):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize('every, name, at', pairs([None, 1, 7], [name for name in STREAMS if 'worker' not in name],
-                                                  [13, 20, 32, 36]))
+                                                  [20, 32, 36]))
 def test_resumes_with_the_same_bits(uninterrupted, tmp_path, every, name, at):
-    "Interrupted within an epoch and a pass, at the end of an epoch, at the end of a pass, and in the third pass."
+    "Interrupted at the end of an epoch, at the end of a pass, and within both, in the third pass."
     interrupt(streaming(tmp_path, name), at, every)
     torch.rand(3), random.random()
     learn = streaming(tmp_path, name)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.support.ui import WebDriverWait
 
+POLL = .02     # seconds; Selenium's own, half a second, is longer than most of what it waits for
+
 @contextmanager
 def started():
     "Yield a browser without a window; skip the test, or fail where CI asks for one, if none is installed."
@@ -39,7 +41,7 @@ class Browser:
         "Load a page to its end: on busy cores, `get` may return while the page before is still shown."
         self.driver.get(url)
         loaded = 'return document.readyState === "complete" && location.href.startsWith(arguments[0])'
-        WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(loaded, url))
+        WebDriverWait(self.driver, 60, POLL).until(lambda driver: driver.execute_script(loaded, url))
         self.js('document.documentElement.style.scrollBehavior = "auto"')     # a click doesn't wait for a smooth one
         return self
 

@@ -1,7 +1,7 @@
 """Execute the notebooks of a project and save their outputs, as `nbdev-test --save` does: `support.fresh` runs `main`.
 
 Each has a process of its own, forked from one that has imported what they all need, two at a time. Scripts that a page
-starts by `python` are forked too: test_stories.py starts one as users do. What `torchrun` starts is started."""
+starts are forked too: test_stories.py and test_distributed.py start some as users do."""
 import subprocess
 import sys
 from multiprocessing import get_context
@@ -11,16 +11,10 @@ from pathlib import Path
 from nbdev.test import test_nb as execute
 
 import onecycle_callback  # noqa: F401
-from support.helpers import fork_script
-
-def run(command, cwd='.', _run=subprocess.run, **kwargs):
-    "Run a command as `subprocess.run` does; fork its script if Python starts it."
-    i = next((i for i, part in enumerate(command) if str(part).endswith('.py')), None)
-    if i is None or '-m' in command[:i]: return _run(command, cwd=cwd, **kwargs)
-    return fork_script(command[i], *command[i + 1:], cwd=cwd)
+from support.helpers import run_forked
 
 def execute_and_save(path):
-    subprocess.run = run
+    subprocess.run = run_forked
     is_executed, _ = execute(path, save=True)
     sys.exit(not is_executed)
 

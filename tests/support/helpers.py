@@ -86,6 +86,12 @@ def fork_script(script, *args, cwd='.', n_proc=1):
         printed = outs[0].read_text(encoding='utf-8')
         return subprocess.CompletedProcess(script, code, printed, printed)
 
+def run_forked(command, cwd='.', _run=subprocess.run, **kwargs):
+    "Run a command as `subprocess.run` does, but fork the script that Python or `torchrun` would start, if it has one."
+    i = next((i for i, part in enumerate(command) if str(part).endswith('.py')), None)
+    if i is None: return _run(command, cwd=cwd, **kwargs)
+    return fork_script(command[i], *command[i + 1:], cwd=cwd, n_proc=2 if '--nproc_per_node=2' in command else 1)
+
 def dataset(n):
     x = torch.linspace(-1, 1, 3 * n).reshape(n, 3)
     return list(zip(x, x.sum(1, keepdim=True)))
