@@ -13,7 +13,7 @@ import sys
 from copy import copy
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
-from math import ceil
+from math import ceil, nan
 from typing import Any, ClassVar
 
 import torch
@@ -116,9 +116,9 @@ def accumulation_for(
     cb, dl = _accumulating(cbs), learn.dls.train
     dl, n_processes = (getattr(dl, 'dl', dl), num_distrib()) if hasattr(learn, 'distributed_trainer') else (dl, 1)
     if cb is None or (bs := _batch_size(dl)) is None: return None
-    length = _known_batches(learn, n_batch)
-    has_rest = n_batch is None and not getattr(dl, 'drop_last', True)     # in its last batch
-    last = _n_items(dl, n_processes) - (length - 1) * bs if has_rest else bs
+    if not has_length(dl): return Accumulation(cb.n_acc, _known_batches(learn, n_batch), bs, bs)
+    length = batches_per_epoch(learn)     # of a pass, also where an epoch is `n_batch` batches
+    last = bs if getattr(dl, 'drop_last', True) else _n_items(dl, n_processes) - (length - 1) * bs
     return Accumulation(cb.n_acc, length, bs, last)
 
 def _known_batches(learn, n_batch):
@@ -158,16 +158,28 @@ class CycleRun:
         opt:OptAdapter, # The optimizer to set them on
         position:Position # Where in the plan the coming batch is
     ):
-        with_mom = 'mom' in plan.curve.names
-        if with_mom: opt.add_momentum_buffers()
-        self.opt, self.position = opt, position
+        self.position, self.n_groups = position, plan.n_groups
         self.hps:dict[str, list[float]] = {name: [] for name in plan.curve.names}
         self.changed:dict[int, list[float]] = {}     # LRs of all groups, where they weren't those of the plan
-        self.moms_before = opt.moms if with_mom else None
-        self._write, self._read = opt.writer(with_mom), opt.reader(with_mom)
+        self.set_opt(opt)
         self._note = position.note if position.columns else None
         self.row:tuple = ()
         self.stage = RECORDED     # of the batch
+
+    def set_opt(self,
+        opt:OptAdapter # What trains from now on
+    ):
+        "Set the values on this optimizer, momentum if it has any; raises `ValueError` if it has other groups."
+        if (n_groups := len(opt.groups)) != self.n_groups:
+            raise ValueError(f'learn.opt must have {self.n_groups} parameter groups until the end of the cycle, '
+                             f'got {n_groups}')
+        with_mom = 'mom' in self.hps and opt.has_momentum
+        if with_mom: opt.add_momentum_buffers()
+        self.opt, self.moms_before = opt, opt.moms if with_mom else None
+        self._write, self._read = opt.writer(with_mom), opt.reader(with_mom)
+        if 'mom' in self.hps and not with_mom: self._read = partial(self._without_mom, self._read)
+
+    def _without_mom(self, read): return (self.row if read is None else read())[0], nan
 
     def set_batch(self,
         i:int # The batch, counted from 0 in its epoch
@@ -221,7 +233,6 @@ class OneCycle(OneFitCallback, ParamScheduler):
     plan:Any = None        # the `OneCyclePlan` of the fit, once it is known
     is_checked = False     # whether `fit_one_cycle` has checked it, with the optimizer that it will train
     is_extended = False    # whether it goes on where a cycle with another length or schedule was
-    _beyond = 1     # how far beyond the last batch `pct_train` is 1, since it counts batches
     _cycle:Any = None      # the `CycleRun`, during a fit
     _stream:Any = None     # the callback that makes its epochs, if it needs one
 
@@ -286,7 +297,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "The value of each hyper-parameter as a function of `pct_train`, as fastai's loggers expect it while it trains."
         if self.learn is None: return {}
         plan = self.plan if self._cycle is not None else self.make_plan(self.learn, self.learn.n_epoch)
-        def values(pct): return plan.curve.at([pct * (plan.curve.end + self._beyond)])
+        def values(pct): return plan.curve.at([pct * plan.span])
         scheds = dict(lr=lambda pct: values(pct)[0][0], mom=lambda pct: values(pct)[1][0])
         return {name: scheds[name] for name in plan.curve.names}
 
@@ -359,6 +370,13 @@ class OneCycle(OneFitCallback, ParamScheduler):
         self._cycle.set_batch(0)     # for those that look before the first batch
         self._share_record()
 
+    def share_restored(self):
+        "Put the record on the recorder once all is restored, with `nan` where another scheduler wasn't there."
+        if self._cycle is None: return
+        self._share_record()
+        for values in vars(getattr(self.learn, 'recorder', self)).get('hps', {}).values():
+            values[:0] = [nan] * (len(self._cycle.hps['lr']) - len(values))
+
     def _share_record(self):
         "Put this record on the recorder, alongside what other schedulers recorded."
         recorder, cycle = getattr(self.learn, 'recorder', None), self._cycle
@@ -374,8 +392,9 @@ class OneCycle(OneFitCallback, ParamScheduler):
 
     def before_batch(self):
         "Set LR and momentum for this batch."
-        fields = self.__dict__
-        fields['_cycle'].set_batch(fields['_learn'].iter)
+        cycle, learn = self.__dict__['_cycle'], self.__dict__['_learn']
+        if learn.opt is not cycle.opt.opt: cycle.set_opt(OptAdapter(learn.opt))     # a callback has made another one
+        cycle.set_batch(learn.iter)
 
     def before_step(self):
         "Note that this batch is about to train."
@@ -443,8 +462,9 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Return the plan with which a cycle started, whatever the `Learner` is like now; raises if it can't be one."
         own, n_batch, counts = _planned_with(self.plan), planned['n_batch'], planned['accumulation']
         is_alike = planned.keys() == own.keys() and planned['schedule'].keys() == own['schedule'].keys()
-        is_alike &= len(counts) == len(own['accumulation']) and counts[1:2] in ((), (n_batch,))
-        if not is_alike or not all(0 <= n < 2**31 for n in (n_batch, *counts)): raise ValueError('another kind of plan')
+        is_alike &= len(counts) == len(own['accumulation']) and all(0 <= n < 2**31 for n in (n_batch, *counts))
+        has_few_passes = not counts or self.plan.n_epoch * n_batch < 10**6 * counts[1]     # all are counted
+        if not (is_alike and has_few_passes): raise ValueError('another kind of plan')
         schedule = replace(self.plan.schedule, **({} if self.is_extended else planned['schedule']))
         parts = dict(accumulation=Accumulation(*counts)) if counts else {}
         return replace(self.plan, schedule=schedule, n_batch=n_batch, **parts)
@@ -491,7 +511,6 @@ def refuse_second_cycle(
 # %% ../nbs/02_callback.ipynb #c7d41f0a
 class TimedCycle(OneCycle):
     "Train with the values of a 1cycle schedule over a budget of time."
-    _beyond = 0
     position:Any = None     # the `TimePosition`, from the beginning of a fit
 
     def __init__(self,

@@ -334,8 +334,10 @@ def run_epochs(
     "Do what `Learner._do_fit` does, over `epochs`."
     for learn.epoch in epochs: learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 
-def _aside(learn):
-    "Return the context in which the fit of `learn` that is running, if it is one of a `_Fit`, has no part."
+def aside(
+    learn # The `Learner`
+):
+    "Return the context in which the fit of `learn` that is running, if it has `OneFitCallback`s, has no part."
     running = vars(learn).get('_call_one')
     if not isinstance(running, StandIn): return nullcontext()
     return running.func.__self__.aside()   # type: ignore[attr-defined]
@@ -356,7 +358,7 @@ def _own_or_nested(fit):
     Its callbacks are all there when it calls `_with_events` for the first time."""
     @wraps(fit)
     def wrapped(self, *args, **kwargs):
-        with _aside(self), ExitStack() as until_it_begins:
+        with aside(self), ExitStack() as until_it_begins:
             before = list(self.cbs)
             def begin(*events):
                 until_it_begins.close()     # an own `fit` may call `_with_events` again, for a fit inside

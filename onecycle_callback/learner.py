@@ -28,12 +28,26 @@ from onecycle_callback.arguments import (
     fastai_names)
 from .callback import (
     OneCycle, TimedCycle, makes_its_own, prospective_opt, refuse_second_cycle, takes_cycle, warn_of_moms)
-from .fastai_internals import warn_user
+from .fastai_internals import aside, warn_user
 from .plot import THREE_DIGITS, figure_html, join_frames, join_pictures, plot_hypers
 from .recorder import last_record, put_before
 from .resume.checkpoint import CycleCheckpoint, FineTuneCheckpoint, as_checkpoint
 from .resume.run import ResumableRun
 from .schedule import DIV_FACTOR, OneCyclePlan, OneCycleSchedule
+
+# %% ../nbs/04_learner.ipynb #27b4f69c
+def _check_cbs(cbs):
+    "Raise if one of `cbs` isn't a `Callback`, is one that `fit_one_cycle` adds itself, or sets what the cycle sets."
+    for cb in L(cbs):
+        kind = cb if isinstance(cb, type) else type(cb)
+        if issubclass(kind, CycleCheckpoint):
+            raise ValueError(f'cbs must not hold a CycleCheckpoint, give it as checkpoint, got {cb!r}')
+        if not issubclass(kind, Callback): raise TypeError(f'cbs must be a Callback or several, got {cb!r}')
+        if issubclass(kind, OneCycle):
+            raise ValueError(f'cbs must not hold a OneCycle, which fit_one_cycle adds itself, got {cb!r}')
+        taken = {'lr', 'mom'} & set(getattr(cb, 'scheds', ())) if issubclass(kind, ParamScheduler) else ()
+        if taken:
+            raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
 
 # %% ../nbs/04_learner.ipynb #6e960511
 def _check_epochs(
@@ -71,6 +85,7 @@ def preview_one_cycle(self:Learner,
 
     Nothing is trained or changed. Raises the errors that `fit_one_cycle` would raise for these arguments."""
     cycle, opt = _cycle_of(cycle_len, minutes, **arguments)[0], prospective_opt(self)
+    _check_cbs(cbs)
     plan = cycle.make_plan(self, cycle_len, opt, L(cbs))
     warn_of_moms(cycle.schedule, opt[0])
     return plan
@@ -88,20 +103,6 @@ def _check_wd(wd, opt):
     if isinstance(wd, slice): return slice(*many)
     return many if len(many) > 1 else many[0]
 
-# %% ../nbs/04_learner.ipynb #27b4f69c
-def _check_cbs(cbs):
-    "Raise if one of `cbs` isn't a `Callback`, is one that `fit_one_cycle` adds itself, or sets what the cycle sets."
-    for cb in L(cbs):
-        kind = cb if isinstance(cb, type) else type(cb)
-        if issubclass(kind, CycleCheckpoint):
-            raise ValueError(f'cbs must not hold a CycleCheckpoint, give it as checkpoint, got {cb!r}')
-        if not issubclass(kind, Callback): raise TypeError(f'cbs must be a Callback or several, got {cb!r}')
-        if issubclass(kind, OneCycle):
-            raise ValueError(f'cbs must not hold a OneCycle, which fit_one_cycle adds itself, got {cb!r}')
-        taken = {'lr', 'mom'} & set(getattr(cb, 'scheds', ())) if issubclass(kind, ParamScheduler) else ()
-        if taken:
-            raise ValueError(f'cbs must not schedule what the cycle sets, got a {cb!r} of {", ".join(sorted(taken))}')
-
 # %% ../nbs/04_learner.ipynb #098a38c1
 def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, stop_epoch=None,
               checkpoint=None, **arguments):
@@ -110,7 +111,7 @@ def validated(learn, cycle_len, *, minutes=None, wd=None, cbs=None, reset_opt=Fa
     if minutes is None and epochs != range(cycle_len): cycle.run_epochs(epochs)
     check_flag('reset_opt', reset_opt)
     _check_cbs(cbs)
-    refuse_second_cycle(learn)
+    with aside(learn): refuse_second_cycle(learn)     # of a fit whose callback calls this
     if learn.opt is None and makes_its_own(learn): learn.create_opt()
     opt, lr = prospective_opt(learn, reset_opt)
     cycle.plan = cycle.make_plan(learn, cycle_len, (opt, lr), L(cbs))
@@ -288,13 +289,15 @@ def fine_tune(self:Learner,
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
                     div=div)
-        checkpoint = FineTuneCheckpoint(**vars(checkpoint), fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
+        checkpoint = FineTuneCheckpoint(**vars(checkpoint), of=checkpoint.name,
+                                        fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     calls = _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div, **kwargs)
-    for name, call in calls.items():
-        call['checkpoint'] = first if name == 'frozen' else checkpoint
-        validated(self, **call)
+    for name, call in calls.items(): call['checkpoint'] = first if name == 'frozen' else checkpoint
+    runs = [validated(self, **call)[2] for call in calls.values()]
     train = {name: _call(self, **call, **own) for name, call in calls.items()}
+    if checkpoint is not None and checkpoint.restart:     # if it ends in the first, the second starts over too
+        for run in reversed(runs): run.forget()
     self.freeze()
     if 'frozen' in train: train['frozen']()
     self.unfreeze()
@@ -302,9 +305,9 @@ def fine_tune(self:Learner,
         with _after_frozen(self, calls): train['whole']()
 
 def _as_fine_tune(f):
-    "Give `f` the signature of `Learner.fine_tune`, without the checkpoint."
-    sig = signature(Learner.fine_tune)
-    f.__signature__ = sig.replace(parameters=[p for p in sig.parameters.values() if p.name != 'checkpoint'])
+    "Give `f` the signature of `Learner.fine_tune`, without what says which part of it to train."
+    sig, left_out = signature(Learner.fine_tune), ('start_epoch', 'stop_epoch', 'checkpoint')
+    f.__signature__ = sig.replace(parameters=[p for p in sig.parameters.values() if p.name not in left_out])
     f.__delwrap__ = Learner.fine_tune
     return f
 
@@ -322,7 +325,7 @@ def preview_fine_tune(self:Learner,
     arguments, own = _without_own(self, arguments)
     if 'epochs' not in arguments: raise TypeError("preview_fine_tune() missing 1 required argument: 'epochs'")
     calls = _fine_tune_calls(**defaults | arguments)
-    if not calls: raise ValueError('epochs or freeze_epochs must be above start_epoch, since there is nothing to train')
+    if not calls: raise ValueError('epochs or freeze_epochs must be above 0, since there is nothing to train')
     prospective_opt(self)     # raises if only a call tells which it will be
     plans = {name: validated(self, **call)[0].plan for name, call in calls.items()}
     for call in calls.values(): _call(self, **call, **own)

@@ -20,15 +20,15 @@ from .schedule import Curve, OneCyclePlan
 BLOCK_SIZE = 65536   # LRs computed at a time: 2 MB of Python floats
 
 # fastai's GradientAccumulation counts samples: once there are `n_acc` of them, the optimizer steps, and the count
-# starts at 0 again. It continues from epoch to epoch, so a step may take batches of two.
+# starts at 0 again. It continues from pass to pass over the data, so a step may take batches of two.
 
 @dataclass(frozen=True)
 class Accumulation:
     "How batches become steps."
     n_acc:int # Number of samples that make a step
-    n_batch:int # Batches per epoch
+    n_batch:int # Batches in a pass over the data, which is an epoch unless the data are a stream
     bs:int # Samples per batch
-    last:int # Samples in the last batch of an epoch
+    last:int # Samples in the last batch of a pass
 
     @property
     def per_step(self) -> int:
@@ -36,43 +36,43 @@ class Accumulation:
         return max(-(-self.n_acc // self.bs), 1)
 
 class Steps:
-    "The steps of `n_epoch` epochs."
+    "The steps of the first `n` batches."
     def __init__(self,
         accumulation:Accumulation, # How batches become steps
-        n_epoch:int, # Number of epochs
-        left_out:int=0 # Batches of the first epoch that are left out
+        n:int, # Number of batches
+        left_out:int=0 # The first of them, which are left out
     ):
         n_acc, self.n_batch, bs, last = astuple(accumulation)
         full, self._per_step = self.n_batch - 1, accumulation.per_step
-        # A million batches are too many to count one by one. Within an epoch, steps come at equal distances; only the
+        # A million batches are too many to count one by one. Within a pass, steps come at equal distances; only the
         # samples that are `counted` towards the next one where it begins, and its last batch, make them differ
         steps, firsts, counted = [0], [], -left_out * bs
-        for _ in range(n_epoch):
-            first = max(-((counted - n_acc) // bs), 1)     # the first step comes after so many batches of this epoch
-            n = max((full - first) // self._per_step + 1, 0)
-            counted = last + (counted + full * bs if n == 0 else (full - first) % self._per_step * bs)
-            if counted >= n_acc: n, counted = n + 1, 0
-            steps.append(steps[-1] + n)
+        for _ in range(0, n, self.n_batch):
+            first = max(-((counted - n_acc) // bs), 1)     # the first step comes after so many batches of this pass
+            n_steps = max((full - first) // self._per_step + 1, 0)
+            counted = last + (counted + full * bs if n_steps == 0 else (full - first) % self._per_step * bs)
+            if counted >= n_acc: n_steps, counted = n_steps + 1, 0
+            steps.append(steps[-1] + n_steps)
             firsts.append(first)
-        self.total = steps[-1]
         self._steps, self._firsts = np.array(steps), np.array(firsts)
+        self.total = int(self.before(n)) if n % self.n_batch else steps[-1]     # the last pass may end before its end
 
     def before(self,
         batches # Batch numbers, an array or a number
     ): # As many whole numbers
         "Return how many steps come before each of `batches`."
-        epoch = np.minimum(np.asarray(batches, int) // self.n_batch, len(self._firsts) - 1)
-        i = batches - epoch * self.n_batch
-        return self._steps[epoch] + np.maximum((i - self._firsts[epoch]) // self._per_step + 1, 0).astype(int)
+        passes = np.minimum(np.asarray(batches, int) // self.n_batch, len(self._firsts) - 1)
+        i = batches - passes * self.n_batch
+        return self._steps[passes] + np.maximum((i - self._firsts[passes]) // self._per_step + 1, 0).astype(int)
 
     def first_batch(self,
         step:int # Its number
     ) -> int: # A batch number
         "Return the first batch that is accumulated for `step`."
         if step == 0: return 0
-        epoch = int(np.searchsorted(self._steps, step)) - 1     # in which the step before is taken
-        taken = self._firsts[epoch] + (step - self._steps[epoch] - 1) * self._per_step
-        return epoch * self.n_batch + int(min(taken, self.n_batch))
+        i = int(np.searchsorted(self._steps, step)) - 1     # the pass in which the step before is taken
+        taken = self._firsts[i] + (step - self._steps[i] - 1) * self._per_step
+        return i * self.n_batch + int(min(taken, self.n_batch))
 
 # Plans whose batches aren't at 0, 1, 2, … on the curve
 
@@ -92,10 +92,10 @@ class SteppedPlan(OneCyclePlan):
     @cached_property
     def steps(self) -> Steps:
         "The steps of the cycle."
-        return Steps(self.accumulation, self.n_epoch)
+        return Steps(self.accumulation, len(self))
 
     @property
-    def _n_steps(self): return max(self.steps.total, 1)
+    def span(self): return max(self.steps.total, 1)
 
     def positions(self, batches, n_batch=None): return self.steps.before(batches)
 
@@ -126,6 +126,9 @@ class TimedPlan(OneCyclePlan):
 
     @property
     def length(self): return dict(minutes=self.minutes)
+
+    @property
+    def span(self): return self.minutes
 
     @cached_property
     def curve(self): return Curve(self.schedule, self.n_groups, self.schedule.pct_start * self.minutes, self.minutes)
@@ -250,8 +253,11 @@ class StepPosition(BatchPosition):
         super().enter_epoch(epoch, n_batch)
         accumulation = accumulation or replace(self._accumulation, n_batch=n_batch)     # of batches of any size
         if accumulation != self._accumulation:
-            self._accumulation, self._steps = accumulation, Steps(accumulation, self.plan.n_epoch)
+            self._accumulation, self._steps = accumulation, Steps(accumulation, self._n_in_all)
         if not self.columns['step']: self.step = int(self._steps.before(self._before))     # a fit may start later
+
+    @property
+    def _n_in_all(self): return self.plan.n_epoch * self._n_batch     # if all epochs are like this one
 
     def row(self, i):
         if self._row is None or self.accumulating.count == 0:
@@ -265,8 +271,8 @@ class StepPosition(BatchPosition):
         step = int(steps.before(batch))
         if batch == 0 or steps.before(batch - 1) < step: n_left = steps.total - step     # as expected
         else:
-            epoch, i = divmod(batch, steps.n_batch)
-            n_left = Steps(self._accumulation, self.plan.n_epoch - epoch, i).total
+            i = batch % steps.n_batch
+            n_left = Steps(self._accumulation, self._n_in_all - batch + i, i).total
         # Measured by all the steps that there will be, so that the last one is at the end
         last = step + max(n_left, 1) - 1
         self.position = step if last == end else step * end / max(last, 1)

@@ -336,13 +336,15 @@ class OneCyclePlan:
         return dict(cycle_len=self.n_epoch)
 
     @property
-    def _n_steps(self): return len(self)     # of the curve
+    def span(self) -> float:
+        "How far the cycle goes on the curve, from where `pct_train` is 0 to where it is 1: just beyond its last batch."
+        return len(self)
 
     @cached_property
     def curve(self) -> Curve:
         "The LRs and the momentum over a position; a batch moves by 1, unless several make a step of the optimizer."
         # `floor(x + 0.5)`, since `round` would take half a batch to the even neighbour
-        n, top = self._n_steps, int(np.floor(self.schedule.pct_start * self._n_steps + 0.5))
+        n, top = self.span, int(np.floor(self.schedule.pct_start * self.span + 0.5))
         return Curve(self.schedule, self.n_groups, min(top, n - 1), n - 1)
 
     def positions(self,

@@ -1,6 +1,7 @@
 """A cycle over a budget of time, by a clock that the tests move: a second per training batch, three per validation.
 
 The position moves by the fraction of the work that is left, so the last batch is at the end whatever the time does."""
+import re
 from functools import cache
 
 import numpy as np
@@ -427,6 +428,20 @@ def test_slow_first_batches_of_a_resumed_run_are_no_measure_of_the_others(time, 
     learn = fit(Tunes())
     as_planned(learn, learn.recorder.plan)
     assert max(np.diff(learn.recorder.cycle['columns']['position'])) < .01
+
+def test_what_time_is_left_is_extended(time, tmp_path, capsys):
+    "It says the LR with which the run goes on; and where no time is left, that it can't."
+    def fit(max_lr, *cbs):
+        learn, keep = timed(tmp_path), CycleCheckpoint('run1', every=1, extend=True)
+        learn.fit_one_cycle(max_lr=max_lr, minutes=1, cbs=[Passes(time), *cbs], checkpoint=keep)
+        return learn.recorder.hps['lr']
+    with pytest.raises(RuntimeError, match='interrupted'): fit(.05, interrupted.Interrupt(30))
+    capsys.readouterr()
+    lrs = fit(.02)
+    said = re.search(r'its LR was ([\d.e-]+) and is ([\d.e-]+) now', capsys.readouterr().out)
+    assert [*map(float, said.groups())] == pytest.approx([lrs[29], lrs[30]], rel=.06) and max(lrs[30:]) < .02
+    with pytest.raises(ValueError, match='extend must be False for a cycle of so many minutes that is complete'):
+        fit(.05)
 
 def test_another_budget_is_another_run(time, tmp_path):
     learn = timed(tmp_path)

@@ -56,14 +56,14 @@ def test_an_epoch_of_the_planned_length_is_where_the_plan_has_it():
 def test_steps_are_those_that_fastai_takes(seed):
     draw = np.random.default_rng(seed).integers
     n_epoch, n_batch, bs, n_acc = int(draw(1, 6)), int(draw(1, 9)), int(draw(1, 9)), int(draw(1, 60))
-    last, left_out = int(draw(1, bs + 1)), int(draw(0, n_batch))
+    last, left_out, n = int(draw(1, bs + 1)), int(draw(0, n_batch)), int(draw(n_batch, n_epoch * n_batch + 1))
     steps, counted, before = 0, 0, []
-    for batch in range(left_out, n_epoch * n_batch):
+    for batch in range(left_out, n):
         before.append(steps)
         counted += last if batch % n_batch == n_batch - 1 else bs
         if counted >= n_acc: steps, counted = steps + 1, 0
-    planned = Steps(Accumulation(n_acc, n_batch, bs, last), n_epoch, left_out)
-    assert planned.total == steps and planned.before(np.arange(left_out, n_epoch * n_batch)).tolist() == before
+    planned = Steps(Accumulation(n_acc, n_batch, bs, last), n, left_out)
+    assert planned.total == steps and planned.before(np.arange(left_out, n)).tolist() == before
     if left_out == 0: assert [planned.first_batch(step) for step in set(before)] == list(map(before.index, set(before)))
 
 class AtSteps(Spy):
@@ -90,6 +90,16 @@ def test_each_step_trains_with_its_own_values(n_acc, drop_last, on_learner):
     assert (frame[list(planned)] == planned).all(axis=None) and learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
     assert plan.curve.end == max(len(lrs), 1) - 1 and plan.lrs[int(plan.peak), 0] == .1
     if n_acc > 4: assert frame.step.nunique() >= len(lrs) and plan.table.step_last.iloc[-1] == frame.step.iloc[-1]
+
+@pytest.mark.parametrize('n_acc, n_batch', [(20, 5), (8, 5), (20, 7), (13, 3), (64, 30)])
+def test_steps_of_a_stream_whose_passes_end_with_a_smaller_batch(n_acc, n_batch):
+    "A pass has seven batches of eight samples, the last of two."
+    learn, cb = learner(), GradientAccumulation(n_acc)
+    learn.dls.loaders[0] = DataLoader(dataset(50), bs=8, shuffle=True, device='cpu')
+    plan = learn.preview_one_cycle(4, .1, n_batch=n_batch, cbs=cb)
+    learn.fit_one_cycle(4, .1, n_batch=n_batch, cbs=cb)
+    frame, planned = learn.recorder.to_frame(), plan.to_frame()
+    assert (frame[list(planned)] == planned).all(axis=None) and planned.step.iloc[-1] >= 4 * n_batch * 8 // n_acc // 2
 
 def test_a_part_of_a_cycle_ends_with_the_last_step():
     learn, plan, lrs = accumulated(32, start_epoch=5)
@@ -208,7 +218,7 @@ def test_lr_find_keeps_the_record(tmp_path):
 
 # Both cycles of fine_tune
 
-def fine_tuned(*args, **kwargs):
+def fine_tuned(*args, start_epoch=0, **kwargs):
     "Return the Learner, its preview and what each batch of both cycles trained with."
     learn, lrs = learner(n_groups=3), []
     class Both(Callback):
@@ -217,19 +227,17 @@ def fine_tuned(*args, **kwargs):
             if self.training: lrs.append([g['lr'] for g in groups_of(self.opt)])
     plan = learn.preview_fine_tune(*args, **kwargs)
     assert learn.opt is None
-    learn.fine_tune(*args, cbs=Both(), **kwargs)
+    learn.fine_tune(*args, cbs=Both(), start_epoch=start_epoch, **kwargs)
     return learn, plan, lrs
 
 @pytest.mark.parametrize('args, kwargs, n', [
     ((2,), {}, (12, 24)), ((2, .01), dict(freeze_epochs=3, div=10.), (36, 24)), ((2,), dict(freeze_epochs=0), (24,)),
-    ((0,), {}, (12,)), ((0,), dict(freeze_epochs=3), (36,)), ((4,), dict(start_epoch=2), (48,))], ids=str)
+    ((0,), {}, (12,)), ((0,), dict(freeze_epochs=3), (36,))], ids=str)
 def test_fine_tune_is_as_previewed(args, kwargs, n):
     learn, plan, lrs = fine_tuned(*args, **kwargs)
-    start = 12 * kwargs.get('start_epoch', 0)
-    assert len(plan) == sum(n) and plan.lrs[start:].tolist() == lrs
+    assert len(plan) == sum(n) and plan.lrs.tolist() == lrs
     assert str(plan) == plan.table.to_string(float_format='{:.3g}'.format)
-    assert learn.recorder.hps['lr'] == [lr[-1]
-                                        for lr in lrs] and learn.recorder.hps['mom'] == plan.moms[start:].tolist()
+    assert learn.recorder.hps == dict(lr=[lr[-1] for lr in lrs], mom=plan.moms.tolist())
     frame = learn.recorder.to_frame()
     assert frame[['lr_0', 'lr_1', 'lr_2']].to_numpy().tolist() == lrs and frame.train_loss.notna().all()
     if len(n) == 2:
@@ -240,12 +248,19 @@ def test_fine_tune_is_as_previewed(args, kwargs, n):
     drawn = learn.recorder.plot_lr().lines
     assert len(lrs) in {len(line.get_xdata()) for line in drawn}
 
+def test_a_part_of_fine_tune_trains_with_the_values_of_the_whole():
+    learn, plan, lrs = fine_tuned(4, start_epoch=2)     # beyond the frozen cycle
+    assert lrs == plan.whole.lrs[24:].tolist() == learn.recorder.to_frame().filter(like='lr').to_numpy().tolist()
+    with pytest.raises(TypeError, match='preview_fine_tune has no argument start_epoch'):
+        learn.preview_fine_tune(4, start_epoch=2)
+
 def test_fine_tune_of_nothing_trains_nothing():
     learn = learner(n_groups=3)
     learn.fine_tune(0, freeze_epochs=0)
     learn.fine_tune(2, start_epoch=5)
     assert not learn.recorder.__dict__.get('lrs') and all(p.requires_grad for p in learn.model.parameters())
-    with pytest.raises(ValueError, match='nothing to train'): learn.preview_fine_tune(0, freeze_epochs=0)
+    with pytest.raises(ValueError, match='must be above 0, since there is nothing to train'):
+        learn.preview_fine_tune(0, freeze_epochs=0)
 
 def test_a_fine_tune_that_is_interrupted_is_recorded_from_its_start():
     learn = learner(n_groups=3)

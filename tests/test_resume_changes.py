@@ -12,13 +12,14 @@ from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, Dat
                            accuracy)
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from support.helpers import frozen_state
+from support.helpers import Spy, frozen_state
 from support.interrupted import N_BATCH, N_EPOCH, Interrupt, assert_same, items, learner, results, rows
 from support.pairs import each
 from onecycle_callback import CycleCheckpoint, callback
@@ -599,8 +600,8 @@ def test_the_record_of_a_finished_fine_tune(tmp_path):
 
 @pytest.mark.parametrize('planned', [
     dict(n_epoch=10**9), dict(n_batch=2**63), dict(n_batch=0), dict(minutes=1.), dict(schedule=dict(anneal='linear')),
-    dict(schedule={}), dict(accumulation=(8, 10**9, 4, 4)), dict(accumulation=(8, 12, -4, 4)),
-    dict(accumulation=())], ids=str)
+    dict(schedule={}), dict(accumulation=(8, 0, 4, 4)), dict(accumulation=(8, 12, -4, 4)), dict(accumulation=()),
+    dict(n_batch=2**30, accumulation=(8, 1, 4, 4))], ids=str)
 def test_a_plan_that_no_cycle_had_is_refused(tmp_path, monkeypatch, planned):
     own = callback._planned_with
     def altered(plan): return own(plan) | planned
@@ -644,6 +645,18 @@ def test_accumulation_that_is_added_or_removed_is_refused(tmp_path, before, afte
     with pytest.raises(ValueError, match=why): fit(after, extend=extend)
     assert (tmp_path / CYCLE).read_bytes() == content
 
+@pytest.mark.parametrize('before, after', [(None, False), (False, None)])
+@pytest.mark.parametrize('at', [30, None], ids=['interrupted', 'complete'])
+def test_momentum_that_is_added_or_removed_is_refused(tmp_path, before, after, at):
+    def fit(moms, *cbs, **kwargs):
+        learner(tmp_path).fit_one_cycle(N_EPOCH, .05, moms=moms, cbs=cbs, checkpoint=CycleCheckpoint('run1', **kwargs))
+    if at is None: fit(before)
+    else:
+        with pytest.raises(RuntimeError, match='interrupted'): fit(before, Interrupt(at))
+    with pytest.raises(ValueError, match="'run1' belongs to a different run.*sets: '") as error:
+        fit(after, extend=True)
+    assert 'extend=True' not in str(error.value)
+
 def test_nothing_to_extend(tmp_path, capsys):
     fit(learner(tmp_path), extend=True)
     fit(learner(tmp_path), extend=True)
@@ -655,6 +668,106 @@ def test_a_complete_run_has_the_record_of_other_schedulers_too(tmp_path):
     expected = results(fit(learner(tmp_path), wd()))
     assert {*expected['hps']} == {'lr', 'mom', 'wd'}
     assert_same(results(fit(learner(tmp_path), wd())), expected)
+
+@pytest.mark.parametrize('before, after', [(False, True), (True, False)], ids=['added', 'removed'])
+@pytest.mark.parametrize('every', [7, None])
+def test_a_scheduler_that_is_added_or_removed(tmp_path, before, after, every):
+    "Batches that it didn't schedule have no value of it."
+    def wd(is_there): return [ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01)))] if is_there else []
+    interrupt(learner(tmp_path), wd(before), every=every)
+    learn = fit(learner(tmp_path), wd(after), every=every)
+    frame, n_saved = learn.recorder.to_frame(), 28 if every else 24
+    assert len(frame) == N_EPOCH * N_BATCH and frame.lr.tolist() == learn.recorder.plan.lrs[:, 0].tolist()
+    if after: assert frame.wd.isna().tolist() == [i < n_saved for i in range(len(frame))]
+    else: assert 'wd' not in frame
+    learn.recorder.plot_sched()
+
+@pytest.mark.filterwarnings('ignore:.*added during the fit')
+@pytest.mark.parametrize('at', [3, 9, 20])
+@pytest.mark.parametrize('event', ['before_fit', 'before_epoch'])
+def test_a_callback_that_a_callback_adds_is_not_there_twice(tmp_path, event, at):
+    "The same Learner is the same run: what the stopped fit has added is taken off."
+    class Adds(Callback):
+        def act(self):
+            if self.learn.epoch == 1 or event == 'before_fit': self.learn.add_cb(Clips())
+    class Clips(Callback):
+        def after_backward(self):
+            for p in self.learn.model.parameters(): p.grad.mul_(.5)
+    def make():
+        learn, adds = learner(tmp_path), Adds()
+        setattr(adds, event, adds.act)
+        return learn, adds
+    learn, adds = make()
+    learn.fit_one_cycle(2, .05, cbs=adds)
+    expected = results(learn)
+    learn, adds = make()
+    before = [type(cb) for cb in learn.cbs]
+    interrupt(learn, [adds], at, n_epoch=2)
+    assert sorted(map(str, before)) == sorted(str(type(cb)) for cb in learn.cbs) and not hasattr(learn, 'clips')
+    fit(learn, adds, n_epoch=2)
+    assert_same(results(learn)['weights'], expected['weights'])
+
+class NewOptimizer(Callback):
+    order = 9_000
+    def __init__(self, at, splitter=None): self._at, self._splitter = at, splitter
+    def after_batch(self):
+        if not self.training or self.train_iter != self._at: return
+        if self._splitter: self.learn.splitter = self._splitter
+        self.learn.create_opt()
+
+@pytest.mark.parametrize('at', [10, 20])
+def test_another_optimizer_goes_on_with_the_cycle(tmp_path, at):
+    learn, spy = learner(tmp_path), Spy()
+    learn.fit_one_cycle(N_EPOCH, .05, cbs=[NewOptimizer(15), spy])
+    plan = learn.recorder.plan
+    assert [lr for lr, in spy.seen_lrs] == learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
+    assert [mom for mom, in spy.seen_moms] == learn.recorder.hps['mom'] == plan.moms.tolist()
+    assert learn.opt.hypers[0]['mom'] == .9
+    interrupt(learner(tmp_path), [NewOptimizer(15)], at, every=1)
+    assert_same(results(fit(learner(tmp_path), NewOptimizer(15), every=1))['weights'], learn.model.state_dict())
+
+def test_an_optimizer_without_momentum_goes_on_without(tmp_path):
+    def without(learn): learn.opt = OptimWrapper(learn.model.parameters(), torch.optim.Adagrad)
+    learn, spy = learner(tmp_path), Spy()
+    learn.fit_one_cycle(N_EPOCH, .05, cbs=[At(without), spy])
+    plan, hps = learn.recorder.plan, learn.recorder.hps
+    assert [lr for lr, in spy.seen_lrs] == hps['lr'] == plan.lrs[:, 0].tolist()
+    assert hps['mom'][:20] == plan.moms[:20].tolist() and np.isnan(hps['mom'][20:]).all()
+    assert len(learn.recorder.to_frame()) == N_EPOCH * N_BATCH
+    learn.recorder.plot_lr(show_moms=True)
+
+def test_an_optimizer_that_does_not_fit_the_cycle_ends_it(tmp_path):
+    with pytest.raises(ValueError, match='learn.opt must have 1 parameter group.* until the end of the cycle, got 2'):
+        learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=NewOptimizer(15, two_groups))
+
+@pytest.mark.parametrize('at', [1, 12])
+def test_a_later_start_that_is_interrupted_in_its_first_epoch(tmp_path, at):
+    "Callbacks see no epoch that was left out."
+    def fit(*cbs, **kwargs):
+        learn = learner(tmp_path)
+        learn.fit_one_cycle(N_EPOCH, .05, start_epoch=2, cbs=[SaveModelCallback(), EarlyStoppingCallback(), *cbs],
+                            **kwargs)
+        return results(learn)
+    expected = fit()
+    with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(at), checkpoint='run1')
+    assert read_state(tmp_path / CYCLE)['epoch'] == 2
+    assert_same(fit(checkpoint='run1'), expected)
+
+def test_a_fine_tune_that_starts_over_and_is_interrupted_in_its_first_cycle(tmp_path):
+    "Its second cycle starts over too, though its file was complete; a refusal says what to type."
+    def fit(*cbs, base_lr=.05, **kwargs):
+        learn = learner(tmp_path, splitter=two_groups)
+        with torch.no_grad(): learn.model[0].bias.fill_(bias)
+        learn.fine_tune(2, base_lr, cbs=cbs, checkpoint=CycleCheckpoint('run1', **kwargs))
+        return learn.model.state_dict()
+    bias = 1.
+    fit()
+    bias = 2.
+    with pytest.raises(RuntimeError, match='interrupted'): fit(Interrupt(3), restart=True)
+    resumed = fit()
+    assert_same(resumed, fit(restart=True))
+    with pytest.raises(ValueError, match="'run1_frozen' belongs.*CycleCheckpoint.'run1', restart=True. to start over"):
+        fit(base_lr=.1)
 
 class Patient(Callback):
     "A setting, a count, and a number that only a late batch changes."

@@ -83,7 +83,7 @@ class EpochPosition:
         set_global_random_states(now)
         return batches
 
-    def note(self, state:dict, name:str) -> str: # Nothing if there is nothing to say
+    def note(self, state:dict, checkpoint) -> str: # Nothing if there is nothing to say
         "Return a sentence about the way to the position."
         return ''
 
@@ -122,13 +122,13 @@ class StreamPosition(EpochPosition):
         self.learn.dl.n_done = n_done
         return self.learn.dl
 
-    def note(self, state, name):
+    def note(self, state, checkpoint):
         "Return a sentence about the way to the position."
         n_taken = state['n_taken']
         if not n_taken or state['told'] is not None: return ''
         if not self.replay: return 'The batches of dls.train are taken as they come.'
         return (f'dls.train is fast-forwarded past the {n_taken} batches already trained on; if it cannot be '
-                f'replayed, CycleCheckpoint({name!r}, replay=False) takes its batches as they come.')
+                f'replayed, {checkpoint.with_option("replay=False")} takes its batches as they come.')
 
     def _go_to(self, place):
         "Bring the stream to `place`: at once if its loader told its position, and else by running it forward."

@@ -116,7 +116,7 @@ def run_fingerprint(
         start_epoch=epochs.start, stop_epoch=None if is_whole else epochs.stop,
         **{f.name: getattr(plan.schedule, f.name) for f in fields(plan.schedule)},
         wd=wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, n_batch=plan.n_batch,
-        step='by GradientAccumulation' if plan.accumulates else 'of each batch',
+        step='by GradientAccumulation' if plan.accumulates else 'of each batch', sets=', '.join(plan.curve.names),
         bs=getattr(learn.dls.train, 'bs', None), processes=world_size(), n_train=_size(loaders[0]),
         n_valid=L(map(_size, loaders[1:])), workers=L(map(n_workers, loaders)))
     return dict({name: _as_text(value) for name, value in values.items()}, **layout(learn, opt),

@@ -35,6 +35,10 @@ _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more t
 # file stays as it is; it is complete
 TRAINING, STOPPING, STOPPED, COMPLETE = 'training', 'stopping', 'stopped', 'complete'
 
+def _without(objects, others):
+    "Return those of `objects` that aren't among `others`."
+    return [obj for obj in objects if all(obj is not other for other in others)]
+
 class ResumableRun(OneFitCallback):
     "One fit that resumes the cycle in `file`, and saves its progress there."
     order, run_valid = 10_000, False     # after every other callback
@@ -87,20 +91,27 @@ class ResumableRun(OneFitCallback):
         self.cycle.is_extended = bool(differences)
         if not differences or keep.extend and is_extendable: return saved
         date = from_rank_0(lambda: date_of(self.file))
-        extend = f', CycleCheckpoint({keep.name!r}, extend=True) to go on with the new ones' if is_extendable else ''
+        extend = f', {keep.with_option("extend=True")} to go on with the new ones' if is_extendable else ''
         raise ValueError(f'checkpoint {keep.name!r} belongs to a different run, saved {date}: '
                          f'{"; ".join(self.changes)}. Use the original arguments, another name{extend}, '
-                         f'or CycleCheckpoint({keep.name!r}, restart=True) to start over')
+                         f'or {keep.with_option("restart=True")} to start over')
 
     def _begin_from(self, saved):
         "Note where the run resumes; raises `ValueError` if it can't."
         if self.changes and saved['epoch'] >= self.epochs.stop:
             raise ValueError(f'cycle_len must be more than the {saved["epoch"]} epochs that checkpoint '
                              f'{self.checkpoint.name!r} has trained, got {self.epochs.stop}')
+        if self.changes and saved['status'] != 'running' and 'minutes' in self.plan.length:
+            raise ValueError(f'extend must be False for a cycle of so many minutes that is complete, as checkpoint '
+                             f'{self.checkpoint.name!r} is')
         if rank() >= len(saved['processes']): raise refused(self.file, 'has an unusable \'processes\': too few')
         self._own, self._position = saved['processes'][rank()], (saved['epoch'], saved['done'])
         self.epochs = range(saved['epoch'], self.epochs.stop)
         self.is_complete = saved['status'] != 'running' and not self.changes
+
+    def forget(self):
+        "Remove the file of a run that starts over after another one."
+        from_rank_0(partial(self.file.unlink, missing_ok=True))
 
     def _check(self):
         "Raise an `OSError` if the run can't be trained and saved; warn of another number of workers."
@@ -143,12 +154,13 @@ class ResumableRun(OneFitCallback):
         "Put back what the fit has put in another's place, unless it is complete: the same call must find the same run."
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
-        attributes = {name: vars(learn)[name] for name in _PUT_BACK}
+        attributes, callbacks = {name: vars(learn)[name] for name in _PUT_BACK}, list(learn.cbs)
         trained = [(p, p.requires_grad) for p in learn.model.parameters()]
         try: yield
         finally:
             opt = learn.opt
             if self.state != COMPLETE:
+                for cb in _without(learn.cbs, callbacks): learn.remove_cb(cb)
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
             if self._objects is not None: self._note_left(learn, opt if learn.opt is None else learn.opt)
@@ -184,10 +196,9 @@ class ResumableRun(OneFitCallback):
 
     def _replaced(self):
         "Yield the names of what the fit has added, or put in another's place, so that a new process won't have it."
-        def is_new(obj, known): return all(obj is not each for each in known)
-        if any(is_new(obj, self._datasets) for obj in data_of(self.learn)): yield 'Learner.dls'
-        for cb in self.learn.cbs:
-            if is_new(cb, [self, *self._callbacks.values()]): yield f'{type(cb).__name__} (added during the fit)'
+        if _without(data_of(self.learn), self._datasets): yield 'Learner.dls'
+        for cb in _without(self.learn.cbs, [self, *self._callbacks.values()]):
+            yield f'{type(cb).__name__} (added during the fit)'
 
     def _warn_of_lost(self):
         "Warn once of what cannot be saved."
@@ -216,8 +227,7 @@ class ResumableRun(OneFitCallback):
     def _process_state(self, n_done):
         "Return what each process has of its own: weights and optimizer are the same everywhere."
         return dict(random=random_states(self._loaders), carried=self._objects.save(), data=self._data.state(n_done),
-                    removed=[name for name, cb in self._callbacks.items()
-                             if all(cb is not each for each in self.learn.cbs)])
+                    removed=[name for name, cb in self._callbacks.items() if _without([cb], self.learn.cbs)])
 
     def _fits(self):
         "Return whether a new training can load this one's weights and optimizer; warn once if not."
@@ -336,13 +346,13 @@ class ResumableRun(OneFitCallback):
         if self.saved is None:
             self._data.warn_of_workers(None, self.checkpoint.name)
             self._say(f'is kept in {self.file}')
-            return self._save(self.learn.epoch, 0, must_succeed=True)
+            return self._save(self.epochs.start, 0, must_succeed=True)
         with self._refusing():
             self._objects.read(self._own['carried'])
             for states in filter(None, (self._own['random'], self._own['data']['began'])):
                 self._loaders.read(states['loaders'])
             self._data.go_to(self._own['data'], self.saved['done'], self.saved['train_iter'])
-        self._show_saved_rows(self._data.note(self._own['data'], self.checkpoint.name))
+        self._show_saved_rows(self._data.note(self._own['data'], self.checkpoint))
         self._data.warn_of_workers(self._own['data'], self.checkpoint.name)
         if self.saved['done'] == 0:
             self._restore()
@@ -383,6 +393,7 @@ class ResumableRun(OneFitCallback):
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
+            self.cycle.share_restored()
         for what, names in {'was saved without': self.saved['lost'], 'cannot restore': problems}.items():
             if names: self._warn(f'{what} {", ".join(names)}: the cycle resumes with what is there now')
 
@@ -413,7 +424,7 @@ class ResumableRun(OneFitCallback):
         "Print the LR that the run had, and the one with which it goes on."
         opt = self.saved['model']['opt']
         before = opt.get('hypers', opt.get('param_groups'))[-1]['lr']
-        now = self.plan.curve.at([self._fraction * self.plan._n_steps])[0][0, -1]
+        now = self.plan.curve.at([self._fraction * self.plan.span])[0][0, -1]
         self._say(f'is extended: its LR was {float(before):.3g} and is {now:.3g} now ({"; ".join(self.changes)})')
 
     def _continue_record(self):
@@ -447,4 +458,4 @@ class ResumableRun(OneFitCallback):
         learn.model.eval()
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
         self._say(f'is {self.saved["status"]}. It finished on {date_of(self.file)}. Loaded its weights; nothing was '
-                  f'trained. To start over: CycleCheckpoint({self.checkpoint.name!r}, restart=True)')
+                  f'trained. To start over: {self.checkpoint.with_option("restart=True")}')
