@@ -65,8 +65,8 @@ def test_a_budget_of_few_batches_is_kept_and_ends_at_the_end(time, seconds, n_ac
 @pytest.mark.parametrize('within, n_processes', each([(20, 0, 10), (0, 0, 10), (5, 5, 5)], [1, 2]), ids=str)
 def test_slow_first_batches_are_no_measure_of_the_others(time, monkeypatch, within, n_processes):
     monkeypatch.setattr(position, 'world_size', lambda: n_processes)
-    learn = learner(n_batch=500)
-    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Slow(time, 0, *within), Passes(time, .02, valid=.1)])
+    learn = learner(n_batch=200)
+    learn.fit_one_cycle(max_lr=.1, minutes=1, cbs=[Slow(time, 0, *within), Passes(time, .05, valid=.1)])
     as_planned(learn, learn.recorder.plan)
     positions = learn.recorder.cycle['columns']['position']
     assert positions[:4] == [0] * 4 and positions[4] > 0 and max(np.diff(positions)) < .01
@@ -415,8 +415,8 @@ def test_dead_time_does_not_count(time, tmp_path):
 def test_slow_first_batches_of_a_resumed_run_are_no_measure_of_the_others(time, tmp_path):
     "A new process starts workers and tunes again. It takes the steps that were told, and then all those that are left."
     def fit(cb, every=None):
-        learn = interrupted.learner(tmp_path, n_batch=500)
-        learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=[cb, Passes(time, .02, valid=.1)],
+        learn = interrupted.learner(tmp_path, n_batch=200)
+        learn.fit_one_cycle(max_lr=.05, minutes=1, cbs=[cb, Passes(time, .05, valid=.1)],
                             checkpoint=CycleCheckpoint('run1', every))
         return learn
     class Tunes(Callback):

@@ -346,12 +346,14 @@ class Writer:
         self._seen[key] = n
         return node
 
+    def nodes(self, values): return [each if type(each) in ITSELF else self.node(each) for each in values]
+
     def _node(self, obj, n):
         if id(obj) in self.standing.part_names: return ['standing', self.standing.part_names[id(obj)]]
         if type(obj) is list: return self._list(obj)
         if type(obj) in (dict, set, frozenset) and _are_alike(obj): raise CannotStore('too many keys of one hash')
-        if type(obj) in (tuple, set, frozenset): return [type(obj).__name__, *map(self.node, obj)]
-        if type(obj) is dict: return ['dict', *(self.node(each) for item in obj.items() for each in item)]
+        if type(obj) in (tuple, set, frozenset): return [type(obj).__name__, *self.nodes(obj)]
+        if type(obj) is dict: return ['dict', *self.nodes(each for item in obj.items() for each in item)]
         if type(obj) is bytes: return ['bytes', *self._block(obj)]
         if type(obj) is StateDict: return self._state_dict(obj.obj)
         if isinstance(obj, Missing): raise CannotStore(f"{obj.what}, which isn't here")
@@ -370,12 +372,13 @@ class Writer:
     def _list(self, values):
         "Return the items; a long list of floats, or of tensors without dimensions, as one block or tensor."
         packed = self.standing.packed
-        kinds = set(map(type, values)) if len(values) > 100 and id(values) not in packed else ()
+        is_long = len(values) > 100 or id(values) in self.standing.stacks
+        kinds = set(map(type, values)) if is_long and id(values) not in packed else ()
         if kinds == {float}: packed[id(values)] = values, array('d', values).tobytes()
         if id(values) in packed: return ['floats', *self._block(packed[id(values)][1])]
         if len(kinds) == 1 and (stacked := self._stacked(values)) is not None:
             return ['scalars', self.node(type(values[0])), self.node(stacked)]
-        return ['list', *map(self.node, values)]
+        return ['list', *self.nodes(values)]
 
     def _stacked(self, values):
         "Return tensors without dimensions as one; `None` if they are others, or what must stay the same object."
@@ -384,7 +387,7 @@ class Writer:
         if stacked is not None and not self.file: return stacked
         if len(values) < len(known) or not all(map(is_, values, known)): known, stacked = [], None
         new, first, names = values[len(known):], values[0], self.standing.part_names
-        with torch._C.DisableTorchFunctionSubclass():     # or a tensor of fastai's takes ten times as long
+        with torch._C.DisableTorchFunctionSubclass():
             if first.ndim or first.layout is not torch.strided: return None
             if not all(t.dtype is first.dtype and not t.ndim and not t.requires_grad and id(t) not in names
                        for t in new): return None
@@ -443,7 +446,7 @@ class Writer:
         args = _VALUES[cls][0](obj)
         if not all(map(_is_argument, args)): raise CannotStore(f'a {full_name(cls)} of other objects')
         attributes = getattr(obj, '__dict__', None) or None     # a state dict has versions there
-        return ['value', full_name(cls), *map(self.node, [attributes, *args])]
+        return ['value', full_name(cls), *self.nodes([attributes, *args])]
 
     def _instance(self, obj, name, n):
         "Return how to make an object of a class of the training, or how to fill it."
@@ -456,7 +459,7 @@ class Writer:
         can_make = not args or issubclass(cls, tuple) if is_new else make is cls and _says_how(cls)
         if not self.standing.may_build(cls) or not can_make or items is not None or pairs is not None:
             raise CannotStore(f'a {full_name(cls)}')
-        how = ['object', name, self.node(cls), not is_new, [*map(self.node, args)]]
+        how = ['object', name, self.node(cls), not is_new, self.nodes(args)]
         self._seen[id(obj)] = n
         return [*how, self.node(state)]
 
@@ -477,14 +480,15 @@ class Writer:
     def _tensor(self, t, name):
         "Return how to make a tensor, or how to fill it if it stood there at the beginning."
         self.holds_bits = True
-        if is_lazy(t): raise CannotStore('a parameter that is not initialised')
-        if t.layout is torch.sparse_coo:
-            return ['sparse', self.node(t._indices()), self.node(t._values()), tuple(t.shape), t.is_coalesced()]
-        if t.layout is not torch.strided or t.is_quantized or t.is_meta: raise CannotStore(f'a tensor of {t.layout}')
-        if constant := self._constant(t): return ['standing', constant]
-        owner = self.standing.storages.get(t.untyped_storage().data_ptr()) if t.numel() else None
-        if not owner and not self.file: return ['tensor']
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunctionSubclass():     # or a tensor of fastai's takes ten times as long
+            if is_lazy(t): raise CannotStore('a parameter that is not initialised')
+            if t.layout is torch.sparse_coo:
+                return ['sparse', self.node(t._indices()), self.node(t._values()), tuple(t.shape), t.is_coalesced()]
+            if t.layout is not torch.strided or t.is_quantized or t.is_meta:
+                raise CannotStore(f'a tensor of {t.layout}')
+            if constant := self._constant(t): return ['standing', constant]
+            owner = self.standing.storages.get(t.untyped_storage().data_ptr()) if t.numel() else None
+            if not owner and not self.file: return ['tensor']
             where, bare = (owner, t) if owner else self._memory(t)
             place = ['tensor', name, where, _name_of(t.dtype), tuple(t.shape), bare.stride(), bare.storage_offset()]
         if owner or self.standing.is_plain: return place
@@ -527,6 +531,7 @@ def _kind(name):
 
 def _are_alike(keys):
     "Return whether more than a hundred of `keys` have one hash: each is compared with all of these before it."
+    if len(keys) <= 100: return False
     hashes = (hash(key) for key in keys if type(key) is not str and not (type(key) is int and abs(key) < 2**60))
     return np.unique(np.fromiter(hashes, np.int64), return_counts=True)[1].max(initial=0) > 100
 
@@ -544,25 +549,25 @@ def _keys(reader, keys):
 def _list(reader, *items):
     new:list = []
     yield new
-    new += map(reader.build, items)
+    new += reader.build_all(items)
 
 @_kind('dict')
 def _dict(reader, *items):
     new:dict = {}
     yield new
-    parts = [*map(reader.build, items)]
+    parts = reader.build_all(items)
     new.update(zip(_keys(reader, parts[::2]), parts[1::2], strict=True))
 
 @_kind('set')
 def _set(reader, *items):
     yield (new := set())
-    new.update(_keys(reader, [*map(reader.build, items)]))
+    new.update(_keys(reader, reader.build_all(items)))
 
 @_kind('frozenset')
-def _frozenset(reader, *items): return frozenset(_keys(reader, [*map(reader.build, items)]))
+def _frozenset(reader, *items): return frozenset(_keys(reader, reader.build_all(items)))
 
 @_kind('tuple')
-def _tuple(reader, *items): return tuple(map(reader.build, items))
+def _tuple(reader, *items): return tuple(reader.build_all(items))
 
 @_kind('bytes')
 def _bytes(reader, *block): return reader.memory(block).numpy().tobytes()
@@ -594,7 +599,7 @@ def _method(reader, owner, name):
 
 @_kind('value')
 def _value(reader, name, *args):
-    attributes, *args = map(reader.build, args)     # type: ignore[assignment]
+    attributes, *args = reader.build_all(args)
     for arg in args:
         if isinstance(arg, Missing): return arg
         _require(_is_argument(arg), f'these arguments of {name}')
@@ -606,7 +611,7 @@ def _value(reader, name, *args):
 
 @_kind('object')
 def _object(reader, name, cls, is_called, args, state):
-    cls, args = reader.build(cls), [*map(reader.build, args)]
+    cls, args = reader.build(cls), reader.build_all(args)
     old, missing = reader.standing.objects.get(name), next((arg for arg in args if isinstance(arg, Missing)), None)
     if type(old) is cls:
         yield reader.once(name, old)
@@ -725,6 +730,8 @@ class Reader:
         if is_filled: next(made, None)
         self._inside = outer
         return self._built[n]
+
+    def build_all(self, nodes): return [each if type(each) in ITSELF else self.build(each) for each in nodes]
 
     def lacking(self) -> dict[int, str]:
         "Return what is missing in each object, or in what it holds, by its id."
