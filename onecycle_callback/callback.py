@@ -166,13 +166,22 @@ class CycleRun:
         self.row:tuple = ()
         self.stage = RECORDED     # of the batch
 
+    def follow(self,
+        opt # The optimizer that a callback may have put in another's place
+    ):
+        "Go on with `opt`, from this batch on; raises `ValueError` if it has another number of parameter groups."
+        if opt is self.opt.opt: return
+        self.restore_moms()     # of the one that trains no more
+        self.set_opt(OptAdapter(opt))
+        if self.row: self._write(*self.row)
+
     def set_opt(self,
         opt:OptAdapter # What trains from now on
     ):
         "Set the values on this optimizer, momentum if it has any; raises `ValueError` if it has other groups."
         if (n_groups := len(opt.groups)) != self.n_groups:
-            raise ValueError(f'learn.opt must have {self.n_groups} parameter groups until the end of the cycle, '
-                             f'got {n_groups}')
+            raise ValueError(f'learn.opt must have as many parameter groups at the end of the cycle as at its start, '
+                             f'{self.n_groups}, got {n_groups}')
         with_mom = 'mom' in self.hps and opt.has_momentum
         if with_mom: opt.add_momentum_buffers()
         self.opt, self.moms_before = opt, opt.moms if with_mom else None
@@ -206,6 +215,10 @@ class CycleRun:
     def finish(self):
         "Restore the momentum from before the cycle."
         self.settle()
+        self.restore_moms()
+
+    def restore_moms(self):
+        "Give the optimizer the momentum that it had before."
         if self.moms_before is not None: self.opt.set_moms(self.moms_before)
 
 # %% ../nbs/02_callback.ipynb #e1f95db3
@@ -393,12 +406,14 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def before_batch(self):
         "Set LR and momentum for this batch."
         cycle, learn = self.__dict__['_cycle'], self.__dict__['_learn']
-        if learn.opt is not cycle.opt.opt: cycle.set_opt(OptAdapter(learn.opt))     # a callback has made another one
+        cycle.follow(learn.opt)
         cycle.set_batch(learn.iter)
 
     def before_step(self):
         "Note that this batch is about to train."
-        self._cycle.stage = STEPPING
+        cycle = self._cycle
+        cycle.follow(self.__dict__['_learn'].opt)
+        cycle.stage = STEPPING
 
     def after_step(self):
         "Record what this batch trained with, before a callback can end the fit after the batch."
@@ -483,6 +498,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         "Continue the record in `state`; start the cycle if it hasn't started yet."
         if not state: return
         if self._cycle is None: self.start()
+        self._cycle.follow(self.learn.opt)
         before, self.plan = self.plan, self.as_planned(state['planned'])
         if self.plan != before: self._begin(self._cycle.opt)
         cycle = self._cycle

@@ -294,15 +294,14 @@ def fine_tune(self:Learner,
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     calls = _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div, **kwargs)
     for name, call in calls.items(): call['checkpoint'] = first if name == 'frozen' else checkpoint
-    runs = [validated(self, **call)[2] for call in calls.values()]
+    for call in calls.values(): validated(self, **call)
     train = {name: _call(self, **call, **own) for name, call in calls.items()}
-    if checkpoint is not None and checkpoint.restart:     # if it ends in the first, the second starts over too
-        for run in reversed(runs): run.forget()
-    self.freeze()
-    if 'frozen' in train: train['frozen']()
-    self.unfreeze()
-    if 'whole' in train:
-        with _after_frozen(self, calls): train['whole']()
+    with aside(self):     # of a fit whose callback calls this: the record of both cycles isn't its own
+        self.freeze()
+        if 'frozen' in train: train['frozen']()
+        self.unfreeze()
+        if 'whole' in train:
+            with _after_frozen(self, calls): train['whole']()
 
 def _as_fine_tune(f):
     "Give `f` the signature of `Learner.fine_tune`, without what says which part of it to train."

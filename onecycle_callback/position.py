@@ -240,7 +240,8 @@ class BatchPosition(Position):
 class StepPosition(BatchPosition):
     """Count steps: the batches between two steps have the position of the step that they are accumulated for.
 
-    Which step it is, of how many, follows from the samples in the batches of this epoch, as if all epochs were like it.
+    Which step it is, of how many, follows from the samples in the batches of this epoch, as if all epochs were like it,
+    or from those in a pass over the data, if they are a stream.
     Where the steps come otherwise, for example after an epoch that was cut short, those that are left are counted from
     here, so the last one is at the end."""
     def __init__(self, plan, accumulating):

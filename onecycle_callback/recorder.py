@@ -9,6 +9,7 @@ __all__ = ['last_record', 'put_before']
 
 # %% ../nbs/05_recorder.ipynb #0ef0e680
 from bisect import bisect_left
+from math import nan
 
 import numpy as np
 import torch
@@ -150,9 +151,13 @@ def put_before(
     recorder, # A `Recorder`
     before:dict # The `last_record` of an earlier fit
 ):
-    "Let the record begin with that of an earlier fit."
-    recorder.parts, hps = [before, last_record(recorder)], vars(recorder).get('hps', {})
-    recorder.hps = {name: before.get('hps', {}).get(name, []) + values for name, values in hps.items()}
+    "Let the record begin with that of an earlier fit, with `nan` where another scheduler wasn't there."
+    recorder.parts = parts = [before, last_record(recorder)]
+    names = dict.fromkeys(name for part in parts for name in part.get('hps', {}))
+    for part in parts:
+        hps = part.get('hps', {})
+        part['hps'] = {name: hps.get(name, [nan] * len(hps.get('lr', ()))) for name in names}
+    recorder.hps = {name: sum((part['hps'][name] for part in parts), []) for name in names}
 
 def _records(recorder):
     "Return the records of the last fit by name: one, or two of a `fine_tune`."

@@ -75,13 +75,14 @@ CYCLES = {'fit_one_cycle': lambda learn: learn.fit_one_cycle(1, .001), 'fine_tun
           'fit': lambda learn: learn.fit(1, cbs=OneCycle(.001)),
           'compare_max_lr': lambda learn: learn.compare_max_lr([.01])}
 
-@pytest.mark.parametrize('event, cycle', each(EVENTS, CYCLES))
+@pytest.mark.parametrize('event, cycle', [*each(EVENTS, CYCLES), ('after_batch', 'fine_tune')])
 def test_a_cycle_within_a_cycle(event, cycle):
     learn, cb = learner(), Nested(event, CYCLES[cycle])
     spy = Own(cb)
     learn.fit_one_cycle(3, .1, cbs=[cb, spy])
     plan = learn.recorder.plan
     assert plan.n_epoch == 3 and [lr for lr, in spy.seen_lrs] == plan.lrs[:, 0].tolist() == learn.recorder.hps['lr']
+    assert learn.recorder.to_frame().lr.tolist() == plan.lrs[:, 0].tolist()
 
 @pytest.mark.parametrize('every_and_event, act', each(pairs([None, 7], EVENTS), NESTED), ids=str)
 def test_a_resumed_cycle_ends_with_the_same_bits(tmp_path, every_and_event, act):

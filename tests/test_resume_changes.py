@@ -669,22 +669,41 @@ def test_a_complete_run_has_the_record_of_other_schedulers_too(tmp_path):
     assert {*expected['hps']} == {'lr', 'mom', 'wd'}
     assert_same(results(fit(learner(tmp_path), wd())), expected)
 
-@pytest.mark.parametrize('before, after', [(False, True), (True, False)], ids=['added', 'removed'])
+def scheduling(*names):
+    return [ParamScheduler({name: combined_cos(.3, 0., .1, .01) for name in names})] if names else []
+
+@pytest.mark.filterwarnings('ignore:.*has state for ParamScheduler')
+@pytest.mark.parametrize('before, after', [((), ['wd']), (['wd'], ()), (['wd'], ['eps']), (['wd'], ['eps', 'wd'])],
+                         ids=str)
 @pytest.mark.parametrize('every', [7, None])
-def test_a_scheduler_that_is_added_or_removed(tmp_path, before, after, every):
+def test_a_scheduler_that_comes_or_goes(tmp_path, before, after, every):
     "Batches that it didn't schedule have no value of it."
-    def wd(is_there): return [ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01)))] if is_there else []
-    interrupt(learner(tmp_path), wd(before), every=every)
-    learn = fit(learner(tmp_path), wd(after), every=every)
+    interrupt(learner(tmp_path), scheduling(*before), every=every)
+    learn = fit(learner(tmp_path), scheduling(*after), every=every)
     frame, n_saved = learn.recorder.to_frame(), 28 if every else 24
     assert len(frame) == N_EPOCH * N_BATCH and frame.lr.tolist() == learn.recorder.plan.lrs[:, 0].tolist()
-    if after: assert frame.wd.isna().tolist() == [i < n_saved for i in range(len(frame))]
-    else: assert 'wd' not in frame
+    assert {'wd', 'eps'} & {*frame} == {*after}
+    for name in after:
+        assert frame[name].isna().tolist() == [name not in before and i < n_saved for i in range(len(frame))]
+    learn.recorder.plot_sched()
+
+def test_a_scheduler_that_comes_in_the_second_cycle_of_a_fine_tune(tmp_path):
+    def fit(*cbs):
+        learn = learner(tmp_path, splitter=two_groups)
+        learn.fine_tune(2, .05, cbs=cbs, checkpoint='run1')
+        return learn
+    class InTheSecond(Callback):
+        order = 20_000
+        def after_epoch(self):
+            if self.n_epoch == 2: raise RuntimeError('interrupted')
+    with pytest.raises(RuntimeError, match='interrupted'): fit(InTheSecond())
+    learn = fit(*scheduling('wd'))
+    assert {name: len(values) for name, values in learn.recorder.hps.items()} == dict.fromkeys(['lr', 'mom', 'wd'], 36)
+    assert learn.recorder.to_frame().wd.isna().tolist() == [i < 24 for i in range(36)]
     learn.recorder.plot_sched()
 
 @pytest.mark.filterwarnings('ignore:.*added during the fit')
-@pytest.mark.parametrize('at', [3, 9, 20])
-@pytest.mark.parametrize('event', ['before_fit', 'before_epoch'])
+@pytest.mark.parametrize('event, at', [('before_fit', 3), ('before_fit', 9), ('before_fit', 20), ('before_epoch', 20)])
 def test_a_callback_that_a_callback_adds_is_not_there_twice(tmp_path, event, at):
     "The same Learner is the same run: what the stopped fit has added is taken off."
     class Adds(Callback):
@@ -701,30 +720,70 @@ def test_a_callback_that_a_callback_adds_is_not_there_twice(tmp_path, event, at)
     learn.fit_one_cycle(2, .05, cbs=adds)
     expected = results(learn)
     learn, adds = make()
-    before = [type(cb) for cb in learn.cbs]
+    before = list(learn.cbs)
     interrupt(learn, [adds], at, n_epoch=2)
-    assert sorted(map(str, before)) == sorted(str(type(cb)) for cb in learn.cbs) and not hasattr(learn, 'clips')
+    assert list(learn.cbs) == before and not hasattr(learn, 'clips')
     fit(learn, adds, n_epoch=2)
     assert_same(results(learn)['weights'], expected['weights'])
 
+def test_a_callback_that_a_callback_replaces_is_put_back(tmp_path):
+    class Scales(Callback):
+        def __init__(self, by=.5): self._by = by
+        def after_backward(self):
+            for p in self.learn.model.parameters(): p.grad.mul_(self._by)
+    class Replaces(Callback):
+        def before_epoch(self):
+            if self.epoch != 2: return
+            self.learn.remove_cb(self.learn.scales)
+            self.learn.add_cb(Scales(.25))
+    learn = learner(tmp_path, cbs=(first := Scales()))
+    interrupt(learn, [Replaces()], at=30)
+    assert learn.scales is first and sum(isinstance(cb, Scales) for cb in learn.cbs) == 1
+
+@pytest.mark.parametrize('length', [dict(n_epoch=N_EPOCH), dict(minutes=1)], ids=['epochs', 'minutes'])
+@pytest.mark.parametrize('act', [lambda learn: setattr(learn.dls.train, 'bs', 8),
+                                 lambda learn: learn.opt.set_hyper('eps', .1)], ids=['bs', 'eps'])
+def test_what_a_stopped_fit_has_changed_is_put_back(tmp_path, act, length):
+    "So a run that starts over is that of a new process; and an epoch by the clock is as long as at the start."
+    learn = learner(tmp_path)
+    learn.create_opt()
+    before = learn.dls.train.bs, learn.opt.hypers[0]['eps']
+    with pytest.raises(RuntimeError, match='interrupted'):
+        learn.fit_one_cycle(max_lr=.05, cbs=[At(act, 5), Interrupt(9)], checkpoint='run1', **length)
+    assert (learn.dls.train.bs, learn.opt.hypers[0]['eps']) == before
+
 class NewOptimizer(Callback):
     order = 9_000
-    def __init__(self, at, splitter=None): self._at, self._splitter = at, splitter
-    def after_batch(self):
+    def __init__(self, at, splitter=None, event='after_batch'):
+        self._at, self._splitter = at, splitter
+        setattr(self, event, self._make)
+    def _make(self):
         if not self.training or self.train_iter != self._at: return
         if self._splitter: self.learn.splitter = self._splitter
         self.learn.create_opt()
 
-@pytest.mark.parametrize('at', [10, 20])
-def test_another_optimizer_goes_on_with_the_cycle(tmp_path, at):
-    learn, spy = learner(tmp_path), Spy()
-    learn.fit_one_cycle(N_EPOCH, .05, cbs=[NewOptimizer(15), spy])
+class SpyAtSteps(Spy):
+    order = 10_000
+    def before_step(self): super().before_batch()
+    def before_batch(self): pass
+
+@pytest.mark.parametrize('event, at', [('after_batch', 10), ('after_batch', 20), ('before_batch', 20),
+                                       ('after_backward', 20), ('before_train', 26)])
+def test_another_optimizer_goes_on_with_the_cycle(tmp_path, event, at):
+    "The first one has its momentum back, as well as the other one at the end."
+    def new(): return NewOptimizer(24 if event == 'before_train' else 15, event=event)
+    learn, spy = learner(tmp_path), SpyAtSteps()
+    learn.create_opt()
+    first = learn.opt
+    learn.fit_one_cycle(N_EPOCH, .05, cbs=[new(), spy])
     plan = learn.recorder.plan
     assert [lr for lr, in spy.seen_lrs] == learn.recorder.hps['lr'] == plan.lrs[:, 0].tolist()
     assert [mom for mom, in spy.seen_moms] == learn.recorder.hps['mom'] == plan.moms.tolist()
-    assert learn.opt.hypers[0]['mom'] == .9
-    interrupt(learner(tmp_path), [NewOptimizer(15)], at, every=1)
-    assert_same(results(fit(learner(tmp_path), NewOptimizer(15), every=1))['weights'], learn.model.state_dict())
+    assert learn.opt is not first and learn.opt.hypers[0]['mom'] == first.hypers[0]['mom'] == .9
+    interrupt(learner(tmp_path), [new()], at, every=1)
+    again = fit(learner(tmp_path), new(), every=1)
+    assert_same(again.model.state_dict(), learn.model.state_dict())
+    assert again.opt.hypers[0]['mom'] == .9
 
 def test_an_optimizer_without_momentum_goes_on_without(tmp_path):
     def without(learn): learn.opt = OptimWrapper(learn.model.parameters(), torch.optim.Adagrad)
@@ -737,7 +796,7 @@ def test_an_optimizer_without_momentum_goes_on_without(tmp_path):
     learn.recorder.plot_lr(show_moms=True)
 
 def test_an_optimizer_that_does_not_fit_the_cycle_ends_it(tmp_path):
-    with pytest.raises(ValueError, match='learn.opt must have 1 parameter group.* until the end of the cycle, got 2'):
+    with pytest.raises(ValueError, match='learn.opt must have as many parameter groups .* as at its start, 1, got 2'):
         learner(tmp_path).fit_one_cycle(N_EPOCH, .05, cbs=NewOptimizer(15, two_groups))
 
 @pytest.mark.parametrize('at', [1, 12])

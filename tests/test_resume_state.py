@@ -394,15 +394,26 @@ class SlottedLoss:
         self.mean = .9 * self.mean + .1 * loss.detach()
         return loss * (1 + self.mean) + self.n % 3
 
-def slotted(path):
-    learn = learner(path)
-    learn.loss_func = SlottedLoss()
-    return learn
+class Careful(SlottedLoss):
+    "One that nobody may set, with a property over a slot."
+    __slots__ = ()
+    def __setattr__(self, name, value): raise AttributeError(f'{name} is read-only')
+    def __init__(self): SlottedLoss.n.__set__(self, 0), SlottedLoss.mean.__set__(self, torch.tensor(0.))
+    def __call__(self, pred, y):
+        SlottedLoss.n.__set__(self, SlottedLoss.n.__get__(self) + 1)
+        return F.cross_entropy(pred, y) * (1 + self.n % 3)
+    @property
+    def first(self): raise RuntimeError('not yet')
 
-@at_places
-def test_loss_with_slots(tmp_path, every, at):
+@pytest.mark.parametrize('place, loss', each(PLACES, [SlottedLoss, Careful]))
+def test_loss_with_slots(tmp_path, place, loss):
+    every, at = place
+    def slotted(path):
+        learn = learner(path)
+        learn.loss_func = loss()
+        return learn
     check(slotted, tmp_path, every=every, at=at, in_the_same_learner=every is None,
-          seen=lambda learn: [getattr(learn.loss_func, name) for name in SlottedLoss.__slots__])
+          seen=lambda learn: [learn.loss_func.n, learn.loss_func.mean])
 
 class Curriculum(Callback):
     "Train with another loss from epoch 1 on; a new object, or one that stands there."

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.learner import Recorder
 
 from ..fastai_internals import OneFitCallback, cancelled_by, show_table, start_in_epoch
+from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
 from .data import data_position
 from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
@@ -25,8 +27,8 @@ from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, 
                           run_fingerprint, worker_note)
 from .objects import ITSELF, CannotStore
 from .sigterm import HeldSigterm
-from .state import (data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered, object_states,
-                    random_states, set_model_state, set_random_states, without_changes)
+from .state import (callback_name, data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered,
+                    object_states, random_states, set_model_state, set_random_states, without_changes)
 
 _PUT_BACK = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
@@ -109,10 +111,6 @@ class ResumableRun(OneFitCallback):
         self.epochs = range(saved['epoch'], self.epochs.stop)
         self.is_complete = saved['status'] != 'running' and not self.changes
 
-    def forget(self):
-        "Remove the file of a run that starts over after another one."
-        from_rank_0(partial(self.file.unlink, missing_ok=True))
-
     def _check(self):
         "Raise an `OSError` if the run can't be trained and saved; warn of another number of workers."
         from_rank_0(self._lock.check)
@@ -155,15 +153,28 @@ class ResumableRun(OneFitCallback):
         learn = self.learn
         if learn.opt is None and not reset_opt: learn.create_opt()
         attributes, callbacks = {name: vars(learn)[name] for name in _PUT_BACK}, list(learn.cbs)
+        settings = [] if learn.opt is None else [_settings(group) for group in OptAdapter(learn.opt).groups]
         trained = [(p, p.requires_grad) for p in learn.model.parameters()]
+        loaders = loader_states(learn)
+        position = loaders.save()
         try: yield
         finally:
             opt = learn.opt
             if self.state != COMPLETE:
-                for cb in _without(learn.cbs, callbacks): learn.remove_cb(cb)
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
+                for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
+                    group.update(values)
+                loaders.restore(position, with_settings=True)
+                self._put_back(learn, callbacks)
             if self._objects is not None: self._note_left(learn, opt if learn.opt is None else learn.opt)
+
+    def _put_back(self, learn, callbacks):
+        "Take off the callbacks that the fit has added, and put back those that they replaced."
+        added, replaced = _without(learn.cbs, callbacks), _without(callbacks, learn.cbs)
+        for cb in added: learn.remove_cb(cb)
+        for cb in replaced:     # but none that has only taken itself off
+            if cb.name in {new.name for new in added}: learn.add_cb(cb)
 
     def _note_left(self, learn, opt):
         "Note what the fit leaves, so that a change by the user is told from one of its own."
@@ -191,7 +202,7 @@ class ResumableRun(OneFitCallback):
         self._objects, self._loaders = object_states(self.learn, callbacks), loader_states(self.learn)
         for obj in (*self._objects.objects.values(), *self._loaders.objects.values()): note_part(obj)
         self._data = data_position(self.learn, self._loaders, self.checkpoint.replay)
-        self._callbacks = numbered([(type(cb).__name__, cb) for cb in callbacks])
+        self._callbacks = numbered([(callback_name(cb), cb) for cb in callbacks])
         self._datasets, self._layout = data_of(self.learn), layout(self.learn, self.learn.opt)
 
     def _replaced(self):
@@ -346,7 +357,8 @@ class ResumableRun(OneFitCallback):
         if self.saved is None:
             self._data.warn_of_workers(None, self.checkpoint.name)
             self._say(f'is kept in {self.file}')
-            return self._save(self.epochs.start, 0, must_succeed=True)
+            self._save(self.epochs.start, 0, must_succeed=True)
+            return self._forget_the_next()
         with self._refusing():
             self._objects.read(self._own['carried'])
             for states in filter(None, (self._own['random'], self._own['data']['began'])):
@@ -357,6 +369,12 @@ class ResumableRun(OneFitCallback):
         if self.saved['done'] == 0:
             self._restore()
             self.saved = None
+
+    def _forget_the_next(self):
+        "Remove the file of the second cycle of a `fine_tune`, if this is the first and starts over: so does that one."
+        name = getattr(self.checkpoint, 'of', self.checkpoint.name)
+        if not self.checkpoint.restart or name == self.checkpoint.name: return
+        from_rank_0(lambda: self.file.with_name(f'{name}.cycle').unlink(missing_ok=True))
 
     def before_train(self):
         "Resume inside an epoch, or begin one."
@@ -459,3 +477,7 @@ class ResumableRun(OneFitCallback):
         if recorders: show_table(learn, self.saved['rows'], self.plan.n_epoch)
         self._say(f'is {self.saved["status"]}. It finished on {date_of(self.file)}. Loaded its weights; nothing was '
                   f'trained. To start over: {self.checkpoint.with_option("restart=True")}')
+
+def _settings(group):
+    "Return what a parameter group holds besides its tensors."
+    return {name: value for name, value in group.items() if name != 'params' and not isinstance(value, torch.Tensor)}

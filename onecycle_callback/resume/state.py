@@ -109,14 +109,17 @@ def _layer_attributes(layer):
     own = {name: value for name, value in vars(layer).items() if name not in _LAYER_ATTRIBUTES}
     return own | {name: value for name, value in buffers.items() if name not in saved}
 
-def _slot_names(cls):
-    "Return the names in the `__slots__` of a class and its bases."
-    return {name for base in cls.__mro__ if '__slots__' in vars(base)
+def _slots(obj):
+    "Return the `__slots__` of the classes of an object, by name: what gets and sets them without checks of its class."
+    return {name: slot for base in reversed(type(obj).__mro__) if '__slots__' in vars(base)
             for name, slot in vars(base).items() if isinstance(slot, MemberDescriptorType)}
 
 def _all_attributes(obj):
     "Return the attributes of an object by name."
-    return getattr(obj, '__dict__', {}) | {n: getattr(obj, n) for n in _slot_names(type(obj)) if hasattr(obj, n)}
+    attributes = dict(getattr(obj, '__dict__', {}))
+    for name, slot in _slots(obj).items():
+        with suppress(AttributeError): attributes[name] = slot.__get__(obj)     # it may have no value
+    return attributes
 
 _CODE = type, FunctionType, MethodType, BuiltinFunctionType, partial
 _STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
@@ -341,14 +344,15 @@ class ObjectStates:
             obj.load_state_dict(state['whole'])
             return []
         stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
-        slots = _slot_names(type(obj))
+        slots = _slots(obj)
         for name, value in stored.items():
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
-            elif isinstance(obj, nn.Module) or name in slots: setattr(obj, name, refill(current.get(name), value, done))
+            elif name in slots: slots[name].__set__(obj, refill(current.get(name), value, done))
+            elif isinstance(obj, nn.Module): setattr(obj, name, refill(current.get(name), value, done))
             else: vars(obj)[name] = refill(current.get(name), value, done)     # without checks of its class
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
             was_made_later = was_used or name not in self._initial[label]
-            if was_made_later and name in slots: delattr(obj, name)
+            if was_made_later and name in slots: slots[name].__delete__(obj)
             elif was_made_later: vars(obj).pop(name, None)
         return problems
 
@@ -376,6 +380,11 @@ def _is_stateless(cb, learn):
     is_one = isinstance(cb, (TrainEvalCallback, ProgressCallback, CastToTensor))
     return is_one or cb is getattr(learn, 'distributed_trainer', None)
 
+def callback_name(cb) -> str:
+    "Return what to call a callback: a scheduler also by what it schedules, since another may stand there next time."
+    scheds = vars(cb).get('scheds')
+    return f'{type(cb).__name__}({",".join(map(str, scheds))})' if isinstance(scheds, dict) else type(cb).__name__
+
 def numbered(objects) -> dict:
     "Return the pairs of name and object as a dictionary, a second object of one name as `name 2`."
     by_name:dict = {}
@@ -396,7 +405,7 @@ def _named_objects(learn, objects, loaders):
     parts = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
     named |= {f'model.{name}': part for name, part in parts}
     for i, p in enumerate(other_parameters(learn)): named[f'opt.{i}'] = p
-    for cb in learn.cbs: named.setdefault(type(cb).__name__, cb)
+    for cb in learn.cbs: named.setdefault(callback_name(cb), cb)
     return named | _with_datasets(loaders)
 
 def _with_datasets(loaders):
@@ -425,7 +434,8 @@ def object_states(learn, callbacks) -> ObjectStates:
     recorder = getattr(learn, 'recorder', None)
     metrics = [] if recorder is None else [recorder.loss, recorder.smooth_loss, *recorder.metrics]
     modules = get_model(learn.model).named_modules()
-    objects = numbered([(type(obj).__name__, obj) for obj in [*callbacks, *metrics]] +
+    objects = numbered([(callback_name(cb), cb) for cb in callbacks] +
+                        [(type(metric).__name__, metric) for metric in metrics] +
                         [(f'model.{name}'.rstrip('.'), module) for name, module in modules] +
                         [('loss_func', learn.loss_func), ('Learner', learn)])
     skip = dict(Learner=_FIT_SETS | {cb.name for cb in learn.cbs}, Recorder={'start_epoch', 'plan', 'parts'})
