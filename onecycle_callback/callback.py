@@ -381,19 +381,12 @@ class OneCycle(OneFitCallback, ParamScheduler):
         self._cycle = CycleRun(self.plan, opt, self.make_position())
         self.enter_epoch()
         self._cycle.set_batch(0)     # for those that look before the first batch
-        self._share_record()
+        self.share_record()
 
-    def share_restored(self):
-        "Put the record on the recorder once all is restored, with `nan` where another scheduler wasn't there."
-        if self._cycle is None: return
-        self._share_record()
-        for values in vars(getattr(self.learn, 'recorder', self)).get('hps', {}).values():
-            values[:0] = [nan] * (len(self._cycle.hps['lr']) - len(values))
-
-    def _share_record(self):
-        "Put this record on the recorder, alongside what other schedulers recorded."
+    def share_record(self):
+        "Put this record on the recorder, if the cycle has started, alongside what other schedulers recorded."
         recorder, cycle = getattr(self.learn, 'recorder', None), self._cycle
-        if recorder is None: return
+        if recorder is None or cycle is None: return
         schedulers = [cb for cb in self.learn.cbs if isinstance(cb, ParamScheduler) and cb is not self]
         others = [cb.hps for cb in schedulers if 'hps' in vars(cb)]
         recorder.hps = {k: v for hps in [*others, cycle.hps] for k, v in hps.items()}
@@ -448,7 +441,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
     def after_fit(self):
         "Restore momentum, and add what other schedulers recorded to the record."
         if self._cycle is None: return
-        self._share_record()
+        self.share_record()
         self._cycle.finish()
 
     def fit_ended(self):
@@ -506,7 +499,7 @@ class OneCycle(OneFitCallback, ParamScheduler):
         cycle.changed.update(state['changed'])
         cycle.position.load_state_dict(state['position'])
         cycle.moms_before = state['moms_before'] and state['moms_before'][1]
-        self._share_record()
+        self.share_record()
 
 def _planned_with(plan):
     "Return what a plan takes from a `Learner` and its data when a cycle starts, as plain values."

@@ -52,12 +52,18 @@ def __getstate__(self:Recorder):
     return self.__dict__ | dict(plan=None, parts=[])
 
 # %% ../nbs/05_recorder.ipynb #723396b8
+def _filled(hps):
+    "Return `hps` with `nan` in front of what has the last values only: a scheduler that came later, or began anew."
+    n = max(map(len, hps.values()), default=0)
+    # One value less is that of the batch in which a fit died
+    return {name: [nan] * (n - len(values)) + values if len(values) < n - 1 else values for name, values in hps.items()}
+
 class _Record:
     "The batches of a fit: where they were, and with what they were trained."
     def __init__(self, fields):
         self.losses, self.loss_starts = fields.get('batch_losses', []), fields.get('loss_starts', {})
         self.plan, self.batch_lrs = fields.get('plan'), fields.get('batch_lrs', [])
-        self.hps = fields.get('hps') or dict(lr=self.batch_lrs)
+        self.hps = _filled(fields.get('hps') or dict(lr=self.batch_lrs))
         self.starts, cycle = fields.get('starts', {}), fields.get('cycle', {})
         self.lengths, self.columns, self.changed = (cycle.get(k, {}) for k in ('lengths', 'columns', 'changed'))
         self.n = min(map(len, self.hps.values()))   # a fit that died within a batch may have it for one scheduler only
@@ -154,9 +160,7 @@ def put_before(
     "Let the record begin with that of an earlier fit, with `nan` where another scheduler wasn't there."
     recorder.parts = parts = [before, last_record(recorder)]
     names = dict.fromkeys(name for part in parts for name in part.get('hps', {}))
-    for part in parts:
-        hps = part.get('hps', {})
-        part['hps'] = {name: hps.get(name, [nan] * len(hps.get('lr', ()))) for name in names}
+    for part in parts: part['hps'] = _filled({name: part.get('hps', {}).get(name, []) for name in names})
     recorder.hps = {name: sum((part['hps'][name] for part in parts), []) for name in names}
 
 def _records(recorder):

@@ -687,6 +687,26 @@ def test_a_scheduler_that_comes_or_goes(tmp_path, before, after, every):
         assert frame[name].isna().tolist() == [name not in before and i < n_saved for i in range(len(frame))]
     learn.recorder.plot_sched()
 
+class Predicts(Callback):
+    "fastai's ParamScheduler starts its record anew then, as at the beginning of a fit."
+    order, is_busy = 200, False     # a prediction has epochs too
+    def before_epoch(self):
+        if self.is_busy: return
+        self.is_busy = True
+        self.learn.get_preds()
+        self.is_busy = False
+
+@pytest.mark.parametrize('every, at', [(1, 20), (7, 30), (None, 30)])
+def test_a_record_that_a_prediction_cuts_is_cut_alike(tmp_path, every, at):
+    def record(**kwargs):
+        learn = learner(tmp_path)
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=[*scheduling('wd'), Predicts()], **kwargs)
+        assert len(learn.recorder.to_frame().wd.dropna()) == N_BATCH < len(learn.recorder.to_frame())
+        return learn.recorder.hps
+    expected = record()
+    interrupt(learner(tmp_path), [*scheduling('wd'), Predicts()], at, every=every)
+    assert_same(record(checkpoint=CycleCheckpoint('run1', every=every)), expected)
+
 def test_a_scheduler_that_comes_in_the_second_cycle_of_a_fine_tune(tmp_path):
     def fit(*cbs):
         learn = learner(tmp_path, splitter=two_groups)

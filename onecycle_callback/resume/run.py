@@ -411,7 +411,7 @@ class ResumableRun(OneFitCallback):
             for name, cb in self._callbacks.items():
                 if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
-            self.cycle.share_restored()
+            self.cycle.share_record()     # of the schedulers that are here now
         for what, names in {'was saved without': self.saved['lost'], 'cannot restore': problems}.items():
             if names: self._warn(f'{what} {", ".join(names)}: the cycle resumes with what is there now')
 
