@@ -289,12 +289,13 @@ def fine_tune(self:Learner,
     if checkpoint is not None:
         args = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start,
                     div=div)
-        checkpoint = FineTuneCheckpoint(**vars(checkpoint), of=checkpoint.name,
+        checkpoint = FineTuneCheckpoint(**vars(checkpoint), given=checkpoint.name,
                                         fine_tune=', '.join(f'{k}={v}' for k, v in args.items()))
     first = checkpoint and replace(checkpoint, name=f'{checkpoint.name}_frozen')
     calls = _fine_tune_calls(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, final_div, **kwargs)
-    for name, call in calls.items(): call['checkpoint'] = first if name == 'frozen' else checkpoint
-    for call in calls.values(): validated(self, **call)
+    for name, call in calls.items():
+        call['checkpoint'] = first if name == 'frozen' else checkpoint
+        validated(self, **call)
     train = {name: _call(self, **call, **own) for name, call in calls.items()}
     with aside(self):     # of a fit whose callback calls this: the record of both cycles isn't its own
         self.freeze()

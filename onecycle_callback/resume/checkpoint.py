@@ -54,11 +54,16 @@ class CycleCheckpoint:
         if self.restart and self.extend: raise ValueError('extend must be False if the run starts over, got True')
         check_flag('replay', self.replay)
 
+    @property
+    def given(self) -> str:
+        "The name that the user gave."
+        return self.name
+
     def with_option(self,
         option:str # Such as `restart=True`
     ) -> str: # Python code
         "Return how a user gives this checkpoint with another option."
-        return f'CycleCheckpoint({getattr(self, "of", self.name)!r}, {option})'
+        return f'CycleCheckpoint({self.given!r}, {option})'
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #45f3f3e6
 @patch
@@ -73,7 +78,7 @@ def __setattr__(self:CycleCheckpoint, name, value):
 class FineTuneCheckpoint(CycleCheckpoint):
     "Keep one of the two cycles of a `fine_tune` in a file."
     fine_tune:str = '' # The arguments of both
-    of:str = '' # What the user calls both
+    given:str = '' # The name that the user gave both
 
 # %% ../../nbs/03_resume.checkpoint.ipynb #059e5e61
 def as_checkpoint(

@@ -372,9 +372,9 @@ class ResumableRun(OneFitCallback):
 
     def _forget_the_next(self):
         "Remove the file of the second cycle of a `fine_tune`, if this is the first and starts over: so does that one."
-        name = getattr(self.checkpoint, 'of', self.checkpoint.name)
-        if not self.checkpoint.restart or name == self.checkpoint.name: return
-        from_rank_0(lambda: self.file.with_name(f'{name}.cycle').unlink(missing_ok=True))
+        keep = self.checkpoint
+        if not keep.restart or keep.given == keep.name: return
+        from_rank_0(lambda: self.file.with_name(f'{keep.given}.cycle').unlink(missing_ok=True))
 
     def before_train(self):
         "Resume inside an epoch, or begin one."
