@@ -121,7 +121,16 @@ def test_a_notebook_launches_two_processes(jobs, tmp_path):
 @pytest.mark.slow
 def test_accelerate_on_cpus_launches_one_process_unless_told_multi_gpu(tmp_path):
     (tmp_path / 'train.py').write_text('import os; print(os.environ.get("WORLD_SIZE", 1))', encoding='utf-8')
-    assert launch('--cpu', tmp_path / 'train.py').stdout.split() == ['1']     # told, it launches two: `until_killed`
+    printed = {option: launch(option, tmp_path / 'train.py').stdout.split() for option in ('--cpu', '--multi_gpu')}
+    assert printed == {'--cpu': ['1'], '--multi_gpu': ['2', '2']}
+
+@pytest.mark.slow
+def test_torchrun_launches_two_processes(tmp_path):
+    "As the page about several processes starts it, where its script is forked."
+    (tmp_path / 'train.py').write_text('import os; print(os.environ.get("WORLD_SIZE", 1))', encoding='utf-8')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    run = subprocess.run([*command, tmp_path / 'train.py'], env=ENV, text=True, capture_output=True, timeout=300)
+    assert run.stdout.split() == ['2', '2']
 
 @pytest.mark.slow
 def test_a_share_without_a_batch_is_refused_everywhere(jobs):
@@ -299,7 +308,7 @@ LOADERS = dict(fastai=DataLoader, tfmd=TfmdDL, weighted=WeightedDL,
                torch=lambda items, bs, **kwargs: torch.utils.data.DataLoader(items, batch_size=bs, **kwargs))
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(LOADERS)), n=st.integers(1, 60), bs=st.integers(1, 9), n_proc=st.integers(1, 4),
        drop_last=st.booleans())
 def test_batches_are_those_that_a_process_sees(group, kind, n, bs, n_proc, drop_last):
