@@ -374,12 +374,29 @@ def unfrozen(path):
     learn = frozen(path)
     learn.unfreeze()
     return learn
-def with_loss(*weights):
+def with_loss_func(make_loss, *args, **kwargs):
     def make(path):
         learn = learner(path)
-        learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor(weights))
+        learn.loss_func = make_loss(*args, **kwargs)
         return learn
     return make
+def with_loss(*weights): return with_loss_func(lambda: CrossEntropyLossFlat(weight=torch.tensor(weights)))
+
+class Sum(nn.Module):
+    "A loss that calls others, which it holds in each way."
+    def __init__(self, weight=.5, gamma=2., factors=(1., 2.), smooth=.1, prior=.5, n_prior=2, offset=0., f=F.mse_loss):
+        super().__init__()
+        self.ce, self.flat = nn.CrossEntropyLoss(weight=torch.tensor([weight, .5])), FocalLossFlat(gamma=gamma)
+        self.factors, self.losses = [torch.tensor(f) for f in factors], [LabelSmoothingCrossEntropyFlat(eps=smooth)]
+        self.options = dict(prior=np.full(n_prior, prior), offset=offset, f=f)
+        self.network, self.calls, self.itself = nn.Linear(2, 2), [], [self]
+
+    def forward(self, pred, y):
+        self.calls.append(len(y))
+        losses = [self.ce(pred, y), self.flat(pred, y), *(loss(pred, y) for loss in self.losses)]
+        return sum(losses) * sum(self.factors) + self.options['prior'].sum() + self.options['offset']
+with_sum = partial(with_loss_func, Sum)
+def with_partial(*weights): return with_loss_func(partial, F.cross_entropy, weight=torch.tensor(weights))
 def with_opt(*args, **kwargs): return lambda path: learner(path, opt_func=partial(*args, **kwargs))
 def with_metrics(*metrics):
     def make(path):
@@ -401,6 +418,15 @@ CHANGED = {
     'wd_bn_bias': (learner, partial(learner, wd_bn_bias=True), 'wd_bn_bias: False in the file, True now'),
     'train_bn': (learner, partial(learner, train_bn=False), 'train_bn: True in the file, False now'),
     'class weights': (with_loss(.5, .5), with_loss(.9, .1), r'loss_tensors weight: \[0.5, 0.5\] in the file, \[0.89'),
+    'weights of an inner loss': (with_sum(), with_sum(weight=.9), r'loss_tensors ce.weight: \[0.5, 0.5\] in the file'),
+    'setting of an inner loss': (with_sum(), with_sum(gamma=1.), 'loss flat.gamma: 2.0 in the file, 1.0 now'),
+    'tensors in a list': (with_sum(), with_sum(factors=(2., 1.)), r'loss_tensors factors: \[1.0, 2.0\] in the file'),
+    'loss in a list': (with_sum(), with_sum(smooth=.2), 'loss losses.0.eps: 0.1 in the file, 0.2 now'),
+    'array in a dictionary': (with_sum(), with_sum(prior=.1), r'loss_tensors options.prior: \[0.5, 0.5\] in the'),
+    'large array': (with_sum(n_prior=30), with_sum(n_prior=30, prior=.1), r'options.prior: float64 \(30,\) \w+ in'),
+    'number in a dictionary': (with_sum(), with_sum(offset=1.), 'loss options.offset: 0.0 in the file, 1.0 now'),
+    'function in a dictionary': (with_sum(), with_sum(f=F.l1_loss), 'loss options.f.function: .*mse'),
+    'weights of a partial': (with_partial(.5, .5), with_partial(.9, .1), r'loss_tensors weight: \[0.5, 0.5\] in the'),
     'metrics swapped': (with_metrics(accuracy, F1Score()), with_metrics(F1Score(), accuracy), 'metrics: '),
     'metric added': (with_metrics(accuracy), with_metrics(accuracy, F1Score()), 'metrics: ')}
 
@@ -417,7 +443,7 @@ def test_what_changed_before_the_rerun_is_refused(tmp_path, name):
         fit(before(tmp_path))
 
 @pytest.mark.parametrize('make', [learner, with_opt(Adam, wd=.3), torch_opt(opt=torch.optim.AdamW), frozen,
-                                  with_loss(.5, .5)])
+                                  with_loss(.5, .5), with_sum(n_prior=30), with_partial(.5, .5)])
 def test_the_same_learner_is_the_same_run(tmp_path, make):
     learn = interrupt(make(tmp_path), error=KeyboardInterrupt)
     fit(learn)

@@ -3,18 +3,22 @@
 import re
 from dataclasses import fields
 from functools import partial
-from math import isclose
+from math import isclose, prod
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.foundation import L
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..fastai_internals import loaders_of, n_workers
 from ..optimizer import OptAdapter, opt_name
 from ..processes import world_size
+from .state import all_attributes
 
 def _as_text(value):
     "Return an argument as text that differs if the argument does."
@@ -46,29 +50,59 @@ def _layers_as_text(model):
         return re.sub(' at 0x[0-9a-fA-F]+', '', own)
     return {name or 'model': text(layer) for name, layer in model.named_modules()}
 
-def _loss_as_text(loss):
-    "Return the name of a loss function and the settings that it has."
-    if isinstance(loss, partial):
-        keywords = {name: _as_text(value) for name, value in loss.keywords.items()}
-        return _loss_as_text(loss.func) | dict(args=_as_text(loss.args)) | keywords
-    settings = {name: repr(value) for name, value in _loss_attributes(loss).items()
-                if name[0] != '_' and name != 'training' and type(value) in (bool, int, float, str)}
-    return dict(function=_as_text(loss)) | settings
+_MANY = 20     # more values than this are a record of calls, or aren't shown
 
-def _loss_attributes(loss):
-    "Return what a loss function holds, by name; fastai's hold one of torch as `func`."
-    held:dict = {}
-    for obj in (getattr(loss, 'func', None), loss):
-        held |= getattr(obj, '__dict__', {}) | getattr(obj, '_buffers', {})
+def _is_network(f): return isinstance(f, nn.Module) and next(f.parameters(), None) is not None
+
+def _loss_attributes(loss) -> dict:
+    "Return what a loss function holds, and those in it, by path; the `func` in one of fastai's has the path of that."
+    held, seen = dict[str, Any](), set[int]()
+
+    def look(f, path):
+        own = dict(func=f.func, args=f.args) | f.keywords if isinstance(f, partial) else all_attributes(f)
+        for name, value in (own | own.get('_buffers', {}) | own.get('_modules', {})).items():
+            if not name.startswith('__'): note(value, name, path)
+        if not isinstance(f, partial): held[f'{path}function'] = _as_text(f)
+
+    def note(value, name, path):
+        is_new, inside = id(value) not in seen, path if name == 'func' else f'{path}{name}.'
+        seen.add(id(value))
+        if callable(value):
+            if is_new and not isinstance(value, (type, Callback)) and not _is_network(value): look(value, inside)
+        elif isinstance(value, dict):
+            items = value.items() if is_new and len(value) <= _MANY and name[0] != '_' else ()
+            for key, item in items: note(item, f'{key}', inside)
+        elif isinstance(value, (list, tuple, L)):
+            held[path + name] = [*value[:_MANY + 1]]
+            for i, item in enumerate(held[path + name]):
+                if callable(item): note(item, f'{i}', inside)
+        else: held[path + name] = value
+
+    look(loss, '')
     return held
 
-def _loss_tensors_as_text(loss):
-    "Return the values of the tensors that a loss function holds, such as class weights; of a large one, a checksum."
-    def text(t):
-        if t.numel() <= 20: return _as_text(t)
-        return f'{t.dtype} {tuple(t.shape)} {crc32(t.detach().cpu().contiguous().view(torch.uint8).numpy()):08x}'
-    return {name: text(value) for name, value in _loss_attributes(loss).items()
-            if isinstance(value, torch.Tensor) and not value.requires_grad and not is_lazy(value)}
+def _is_setting(value):
+    if type(value) is list: return len(value) <= _MANY and all(map(_is_setting, value))
+    return type(value) in (bool, int, float, str) or callable(value)
+
+def _is_tensor(value):
+    if type(value) is list: return 0 < len(value) <= _MANY and all(map(_is_tensor, value))
+    if isinstance(value, np.ndarray): return not value.dtype.hasobject
+    return isinstance(value, torch.Tensor) and not (value.requires_grad or is_lazy(value) or value.is_sparse)
+
+def _tensor_as_text(value):
+    "Return the values of a tensor, an array or a list of these; of a large one, a checksum."
+    if type(value) is list: return f'[{", ".join(map(_tensor_as_text, value))}]'
+    if prod(value.shape) <= _MANY: return _as_text(value)
+    content = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
+    return f'{value.dtype} {tuple(value.shape)} {crc32(content.tobytes()):08x}'
+
+def _loss_as_text(loss):
+    "Return the settings of a loss function, and the tensors that it holds and doesn't train, such as class weights."
+    held = _loss_attributes(loss)
+    shown = (path for path in held if not path.rpartition('.')[2].startswith(('_', 'training')))
+    return dict(loss={path: _as_text(held[path]) for path in shown if _is_setting(held[path])},
+                loss_tensors={path: _tensor_as_text(value) for path, value in held.items() if _is_tensor(value)})
 
 def _opt_as_text(opt, wd):
     "Return the settings of each parameter group that neither the cycle nor the fit sets."
@@ -121,8 +155,7 @@ def run_fingerprint(
         n_valid=L(map(_size, loaders[1:])), workers=L(map(n_workers, loaders)))
     return dict({name: _as_text(value) for name, value in values.items()}, **layout(learn, opt),
                 metrics=_columns(learn), schedule=_lrs_as_text(plan), layers=_layers_as_text(get_model(learn.model)),
-                opt=_opt_as_text(opt, wd), loss=_loss_as_text(learn.loss_func),
-                loss_tensors=_loss_tensors_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
+                opt=_opt_as_text(opt, wd), **_loss_as_text(learn.loss_func), fine_tune=fine_tune or 'no',
                 trained='by fine_tune' if fine_tune else _frozen_as_text(opt))     # which freezes by itself
 
 def can_extend(plan, differences:dict) -> bool:

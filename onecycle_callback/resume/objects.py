@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import WRAPPER_ASSIGNMENTS, partial
 from io import BytesIO
 from itertools import count
 from math import prod
@@ -297,6 +297,9 @@ ITSELF = {str, int, float, bool, type(None)}     # what is written as it is
 _LOADERS = DataLoaders, DataLoader, torch.utils.data.DataLoader, torch.utils.data.Sampler
 THE_DATA = {'dataset', 'data_source', 'it', '_iterator', '_types', '_DataLoader__idxs'}
 
+# What `functools.wraps` copies, as in some of fastai's losses, and what fastcore 1 keeps of the arguments of `__init__`
+COPIES = {*WRAPPER_ASSIGNMENTS, '__wrapped__', '__stored_args__'}
+
 class StateDict:
     "An object that stood there at the beginning, to be written as its `state_dict`."
     def __init__(self, obj): self.obj = obj
@@ -459,6 +462,8 @@ class Writer:
         can_make = not args or issubclass(cls, tuple) if is_new else make is cls and _says_how(cls)
         if not self.standing.may_build(cls) or not can_make or items is not None or pairs is not None:
             raise CannotStore(f'a {full_name(cls)}')
+        if type(state) is dict and not COPIES.isdisjoint(state):
+            state = {name: value for name, value in state.items() if name not in COPIES}
         how = ['object', name, self.node(cls), not is_new, self.nodes(args)]
         self._seen[id(obj)] = n
         return [*how, self.node(state)]

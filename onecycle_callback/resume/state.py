@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy, deepcopy
-from functools import WRAPPER_ASSIGNMENTS, partial
+from functools import partial
 from operator import methodcaller
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
@@ -32,7 +32,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..fastai_internals import OneFitCallback, StandIn, loaders_of
-from .objects import ITSELF, THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import COPIES, ITSELF, THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -114,7 +114,7 @@ def _slots(obj):
     return {name: slot for base in reversed(type(obj).__mro__) if '__slots__' in vars(base)
             for name, slot in vars(base).items() if isinstance(slot, MemberDescriptorType)}
 
-def _all_attributes(obj):
+def all_attributes(obj):
     "Return the attributes of an object by name."
     attributes = dict(getattr(obj, '__dict__', {}))
     for name, slot in _slots(obj).items():
@@ -211,8 +211,6 @@ def without_changes(learn, file, now:dict) -> tuple[dict, list[str]]: # And the 
 _ABSENT = object()
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
-# What `functools.wraps` copies, as in some of fastai's losses, and what fastcore 1 keeps of the arguments of `__init__`
-_COPIES = {*WRAPPER_ASSIGNMENTS, '__wrapped__', '__stored_args__'}
 
 class ObjectStates:
     "Save and restore what objects remember: their `state_dict`, or their attributes."
@@ -223,7 +221,7 @@ class ObjectStates:
         by_attributes=False # Whether to leave the objects' own `state_dict` alone
     ):
         self.objects, self.by_attributes = objects, by_attributes
-        self._skip = {label: _COPIES.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
+        self._skip = {label: COPIES.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
         self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
@@ -240,7 +238,7 @@ class ObjectStates:
         obj = self.objects[label]
         if self._saves_itself(obj): return {}
         is_layer = isinstance(obj, nn.Module) and label.partition('.')[0] == 'model'
-        attributes = _layer_attributes(obj) if is_layer else _all_attributes(obj)
+        attributes = _layer_attributes(obj) if is_layer else all_attributes(obj)
         return {name: value for name, value in attributes.items()
                 if name not in self._skip[label] and not isinstance(value, StandIn)}     # which is the fit's
 
