@@ -116,6 +116,16 @@ def test_an_error_is_a_warning_and_training_continues(tmp_path, monkeypatch):
         learn.fit_one_cycle(N_EPOCH, .05, checkpoint=CycleCheckpoint('run1', every=AT))
     assert_same(results(learn), expected)
 
+def test_an_error_in_the_first_save_is_raised_before_training(tmp_path, monkeypatch):
+    def fail(path, state): raise OSError('No space left on device')
+    learn = learner(tmp_path)
+    before = [p.clone() for p in learn.model.parameters()]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="'run1' cannot be written to .*: No space left"):
+        patch.setattr(run, 'write_file', fail)
+        learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
+    assert_same([*learn.model.parameters()], before)
+    learn.fit_one_cycle(N_EPOCH, .05, checkpoint='run1')
+
 def test_an_error_in_the_last_save_is_told_after_an_interrupt(tmp_path, monkeypatch):
     write = run.write_file
     def fail(path, state):

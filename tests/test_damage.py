@@ -187,11 +187,12 @@ def test_a_large_constant_that_differs_is_named(tmp_path):
     with pytest.warns(UserWarning, match=message):
         learner(tmp_path).fit_one_cycle(4, .05, cbs=Teacher(2), checkpoint=KEEP)
 
+@pytest.mark.parametrize('start', [0, 1], ids=['aligned', 'between two whole numbers'])
 @pytest.mark.parametrize('write', [lambda t: t.add_(1), lambda t: t.data.add_(1), lambda t: t.numpy().__iadd__(1)],
                          ids=['torch', '.data', 'NumPy'])
-def test_a_large_tensor_that_changes_is_stored(tmp_path, write):
+def test_a_large_tensor_that_changes_is_stored(tmp_path, write, start):
     class Sums(Callback):
-        def __init__(self): self.sums = torch.zeros(50_000)
+        def __init__(self): self.sums = torch.zeros(50_000 + start)[start:]
         def after_batch(self): write(self.sums) if self.training and self.train_iter % 10 == 0 else None
     def fit(path, *cbs, **kwargs):
         learner(path).fit_one_cycle(4, .05, cbs=cbs, **kwargs)

@@ -232,12 +232,18 @@ def hugging_face_shuffled():
     return torch.utils.data.DataLoader(hugging_face_items().shuffle(seed=3, buffer_size=10), batch_size=4,
                                        collate_fn=as_tuples)
 
+class NotTold(torch.utils.data.DataLoader):
+    "A loader whose position no file can hold, so it is run forward."
+    def state_dict(self): return dict(i=iter(()))
+    def load_state_dict(self, state): raise AssertionError('nothing was stored')
+
 STREAMS = {'fastai, shuffled': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True),
            'fastai, shuffled by two workers': lambda: DataLoader(interrupted.items(62), bs=4, shuffle=True,
                                                                  num_workers=2),
            'random stream': lambda: DataLoader(RandomItems(62), bs=4),
            'random stream of torch': lambda: torch.utils.data.DataLoader(RandomItems(62), batch_size=4),
            'torch, shuffled': lambda: shuffled(62),
+           'torch, not told': lambda: NotTold(RandomItems(62), batch_size=4),
            'torchdata, shuffled': lambda: stateful(interrupted.items(62), shuffle=True),
            'torchdata': lambda: stateful(Counted(62)),
            'torchdata, two workers': lambda: stateful(Counted(62), num_workers=2),
