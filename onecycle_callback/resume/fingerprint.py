@@ -59,10 +59,11 @@ def _loss_attributes(loss) -> dict:
     held, seen = dict[str, Any](), set[int]()
 
     def look(f, path):
+        if not isinstance(f, partial): held.setdefault(f'{path}function', _as_text(f))
         own = dict(func=f.func, args=f.args) | f.keywords if isinstance(f, partial) else all_attributes(f)
-        for name, value in (own | own.get('_buffers', {}) | own.get('_modules', {})).items():
+        items = (own | own.get('_buffers', {}) | own.get('_modules', {})).items()
+        for name, value in sorted(items, key=lambda item: item[0] == 'func'):     # last: its holder has copies
             if not name.startswith('__'): note(value, name, path)
-        if not isinstance(f, partial): held[f'{path}function'] = _as_text(f)
 
     def note(value, name, path):
         is_new, inside = id(value) not in seen, path if name == 'func' else f'{path}{name}.'

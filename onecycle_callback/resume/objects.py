@@ -47,6 +47,7 @@ from fastai.torch_core import TensorBase
 from fastcore.foundation import L
 from numpy.lib.format import descr_to_dtype, dtype_to_descr
 from torch import nn
+from torch.distributions import Distribution
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -295,7 +296,7 @@ def _marks(value, bits):
 ITSELF = {str, int, float, bool, type(None)}     # what is written as it is
 # What of a data loader or a sampler is the data, or is made anew
 _LOADERS = DataLoaders, DataLoader, torch.utils.data.DataLoader, torch.utils.data.Sampler
-THE_DATA = {'dataset', 'data_source', 'it', '_iterator', '_types', '_DataLoader__idxs'}
+THE_DATA = {'dataset', 'data_source', 'it', '_iterator', '_types', '_DataLoader__idxs', 'fake_l'}
 
 # What `functools.wraps` copies, as in some of fastai's losses, and what fastcore 1 keeps of the arguments of `__init__`
 COPIES = {*WRAPPER_ASSIGNMENTS, '__wrapped__', '__stored_args__'}
@@ -303,6 +304,10 @@ COPIES = {*WRAPPER_ASSIGNMENTS, '__wrapped__', '__stored_args__'}
 class StateDict:
     "An object that stood there at the beginning, to be written as its `state_dict`."
     def __init__(self, obj): self.obj = obj
+
+class Setting:
+    "A value that training has not changed. What fills the objects in it is called only if it is restored."
+    def __init__(self, value, fills=()): self.value, self.fills = value, fills
 
 _ENTRY, _SLACK = 100, 50_000_000     # bytes that an object takes in memory; what is allowed in any case
 
@@ -359,6 +364,7 @@ class Writer:
         if type(obj) is dict: return ['dict', *self.nodes(each for item in obj.items() for each in item)]
         if type(obj) is bytes: return ['bytes', *self._block(obj)]
         if type(obj) is StateDict: return self._state_dict(obj.obj)
+        if type(obj) is Setting: return ['setting', self.node(obj.value)]
         if isinstance(obj, Missing): raise CannotStore(f"{obj.what}, which isn't here")
         if isinstance(obj, (type, *_FUNCTIONS)): return self._named(obj)
         name = self._name(obj)
@@ -464,9 +470,12 @@ class Writer:
             raise CannotStore(f'a {full_name(cls)}')
         if type(state) is dict and not COPIES.isdisjoint(state):
             state = {name: value for name, value in state.items() if name not in COPIES}
-        how = ['object', name, self.node(cls), not is_new, self.nodes(args)]
+        how, held_bits = ['object', name, self.node(cls), not is_new, self.nodes(args)], self.holds_bits
         self._seen[id(obj)] = n
-        return [*how, self.node(state)]
+        node = [*how, self.node(state)]
+        if self.file or not isinstance(obj, Distribution): return node
+        self.holds_bits = held_bits     # its parameters are settings, such as the `alpha` of a `MixUp`
+        return [*node, [t.tolist() for t in vars(obj).values() if isinstance(t, torch.Tensor)]]
 
     def _loader(self, loader, name, n):
         if not name: raise CannotStore(f'a {full_name(type(loader))}, which holds data')
@@ -635,6 +644,13 @@ def _loader(reader, name, state):
     yield reader.once(name, old) if isinstance(old, _LOADERS) else reader.missing(name)
     state = reader.build(state)
     if isinstance(old, _LOADERS): reader.fills.append(lambda: _set_state(old, state))
+
+@_kind('setting')
+def _setting(reader, node):
+    others, reader.fills = reader.fills, []
+    setting = Setting(reader.build(node), reader.fills)
+    reader.fills = others
+    return setting
 
 @_kind('tensor')
 def _tensor(reader, name, block, dtype, size, stride, offset, device='cpu', cls=None, requires_grad=False):

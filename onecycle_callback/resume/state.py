@@ -32,7 +32,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..fastai_internals import OneFitCallback, StandIn, loaders_of
-from .objects import COPIES, ITSELF, THE_DATA, Reader, Refused, Standing, StateDict, digest, dump, has_state_dict, load
+from .objects import (COPIES, ITSELF, THE_DATA, Reader, Refused, Setting, Standing, StateDict, digest, dump,
+                      has_state_dict, load)
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -100,7 +101,7 @@ def set_model_state(learn, state:dict):
 
 # What objects remember besides their `state_dict`
 
-_LAYER_ATTRIBUTES = {*vars(nn.Module())}
+_LAYER_ATTRIBUTES = {*vars(nn.Module()), 'forward', 'get_compiler_config'}     # the last two are `torch.compile`'s
 
 def _layer_attributes(layer):
     "Return the attributes of a layer that its `state_dict` leaves out, by name."
@@ -208,7 +209,7 @@ def without_changes(learn, file, now:dict) -> tuple[dict, list[str]]: # And the 
         return state | {key: value for key, value in text.items() if before.get(key) == after.get(key)}
     return {name: text_before(name, text, memory) for name, text, memory in _compared(learn, now)}, set_back
 
-_ABSENT = object()
+_ABSENT, _KEPT = object(), object()
 _METHODS = FunctionType, staticmethod, classmethod
 _FASTAIS = {'learn', '_learn'}     # a callback that was taken off has none, and would keep none
 
@@ -224,7 +225,6 @@ class ObjectStates:
         self._skip = {label: COPIES.union((skip or {}).get(label, ()), _FASTAIS if isinstance(obj, Callback) else ())
                       for label, obj in objects.items()}
         self.standing, self.lost = Standing(parts), set[str]()
-        self._again = {label for label, obj in objects.items() if memory_of(obj) is not None}
         self._initial:dict[str, dict[str, Any]] = {}   # each attribute and its digest at the beginning
         for obj in self.standing.parts.values(): self.standing.add_class(type(obj))
         for label in objects: self._begin(label)
@@ -259,19 +259,18 @@ class ObjectStates:
         return None, None
 
     def _save_object(self, label):
-        "Return what to store of an object: its attributes, which of them are settings, and which are lost."
+        "Return what to store of an object: its attributes, and the names of those that are lost."
         if self._saves_itself(self.objects[label]):
             state, now = self._form(self.objects[label].state_dict())
             if now is None: self.lost.add(f'{label}.state_dict')
             return {} if now is None else dict(whole=state)
-        current, attributes, settings, lost = self._attributes(label), {}, [], []
+        current, attributes, lost = self._attributes(label), dict[str, Any](), []
         for name, value in current.items():
             before, initial = self._initial[label].get(name, (_ABSENT, None))
             form, now = self._form(value, before) if self._may_set(label, name) else (None, None)
             if now is None: lost.append(name)
-            else: attributes[name] = form
+            else: attributes[name] = Setting(form) if now == initial and not now[1] else form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
-            if now is not None and now == initial and not now[1]: settings.append(name)
             if now and initial and now[2] != initial[2]: self.lost.add(f'what functions in {label}.{name} remember')
         made = {name for name, value in current.items() if self._was_made(label, name, value)}
         if any(f'{label}.{name}' in self.lost for name in made & {*lost}):
@@ -279,7 +278,7 @@ class ObjectStates:
             attributes = {name: value for name, value in attributes.items() if name not in made}
             self.lost.update(f'{label}.{name}' for name in made)
             lost += made
-        return dict(attributes=attributes, settings=settings, lost=lost)
+        return dict(attributes=attributes, lost=lost)
 
     def _was_made(self, label, name, value):
         "Return whether an attribute is an object that was made on the way."
@@ -310,46 +309,61 @@ class ObjectStates:
     ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
         "Restore all objects; raises what `read` raises, and then restores nothing."
         states, reader = self.read(content)
+        for label in filter(states.__contains__, self.objects):
+            attributes = states[label].get('attributes', {})
+            for name in [] if with_settings else self._settings_to_keep(label, attributes): attributes[name] = _KEPT
+            for name, value in attributes.items():
+                if type(value) is Setting: attributes[name] = value.value
+                if type(value) is Setting: reader.fills += value.fills
         reader.fill()
         lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
         for label in filter(states.__contains__, self.objects):
-            kept = [] if with_settings else self._settings_to_keep(label, states[label])
-            was_used = with_settings or label in self._again
-            problems += self._restore_object(label, states[label], lacking, done, kept, was_used)
+            made = {*self._attributes(label)} if with_settings else self._changed(label)
+            problems += self._restore_object(label, states[label], lacking, done, made)
         return problems, [label for label, state in states.items() if label not in self.objects and _is_changed(state)]
 
     def note_left(self):
-        "Remember what a fit leaves of each object: a number or text that differs at the resume is the user's wish."
+        "Remember which attributes a fit has changed: what they are at the next one is no one's wish."
         for label, obj in self.objects.items():
             if (memory := memory_of(obj)) is None: continue
-            memory['left'] = {name: value for name, value in self._attributes(label).items() if type(value) in ITSELF}
+            now = self._attributes(label).items()
+            new = {name for name, value in now if not self._is_as_before(label, name, value)}
+            memory['changed'] = new | memory.get('changed', set())
 
-    def _settings_to_keep(self, label, state):
+    def _changed(self, label):
+        "Return the names of the attributes that fits of this process have changed."
+        return (memory_of(self.objects[label]) or {}).get('changed', set())
+
+    def _is_as_before(self, label, name, value):
+        "Return whether `value` is as this attribute was at the beginning, as far as it can be told."
+        before, initial = self._initial[label].get(name, (_ABSENT, None))
+        now = self._form(value, before)[1]
+        return now is not None and now == initial and not now[1]
+
+    def _settings_to_keep(self, label, attributes):
         "Return the names of the settings that are as the user gave them: no event of a fit has changed them."
-        current, initial = self._attributes(label), self._initial[label]
-        if label in self._again:
-            left = (memory_of(self.objects[label]) or {}).get('left', {})
-            return [name for name in left.keys() & current.keys() & {*state.get('settings', ())}
-                    if (type(current[name]), current[name]) != (type(left[name]), left[name])]
-        return [name for name in state.get('settings', ()) if name in current and name in initial
-                and self._form(current[name], initial[name][0])[1] == initial[name][1]]
+        current, changed = self._attributes(label), self._changed(label)
+        return [name for name, value in attributes.items() if type(value) is Setting and name in current
+                and name not in changed and self._is_as_before(label, name, current[name])]
 
-    def _restore_object(self, label, state, lacking, done, kept, was_used):
-        "Restore one object, or all but the settings that are `kept`; return the names of what could not be restored."
+    def _restore_object(self, label, state, lacking, done, made):
+        """Restore one object; return the names of what could not be restored.
+
+        Of the attributes that the file doesn't know, those that a fit has `made` are removed."""
         obj, current, problems = self.objects[label], self._attributes(label), []
         if 'whole' in state:
             if why := lacking.get(id(state['whole'])): return [f'{label}.state_dict ({why})']
             obj.load_state_dict(state['whole'])
             return []
-        stored = {name: value for name, value in state.get('attributes', {}).items() if name not in kept}
         slots = _slots(obj)
-        for name, value in stored.items():
+        for name, value in state.get('attributes', {}).items():
+            if value is _KEPT: continue
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
             elif name in slots: slots[name].__set__(obj, refill(current.get(name), value, done))
             elif isinstance(obj, nn.Module): setattr(obj, name, refill(current.get(name), value, done))
             else: vars(obj)[name] = refill(current.get(name), value, done)     # without checks of its class
         for name in current.keys() - state.get('attributes', {}).keys() - {*state.get('lost', ())}:
-            was_made_later = was_used or name not in self._initial[label]
+            was_made_later = name in made or name not in self._initial[label]
             if was_made_later and name in slots: slots[name].__delete__(obj)
             elif was_made_later: vars(obj).pop(name, None)
         return problems
@@ -364,12 +378,12 @@ class ObjectStates:
 def _is_state(state):
     "Return whether `state` is made up as that of an object."
     if type(state) is not dict or type(attributes := state.get('attributes', {})) is not dict: return False
-    names = [state.get('settings', []), state.get('lost', []), [*attributes]]
+    names = [state.get('lost', []), [*attributes]]
     return all(type(each) is list and {*map(type, each)} <= {str} for each in names)
 
 def _is_changed(state):
     "Return whether a state holds more than settings."
-    return bool(state.get('whole') or state.get('attributes', {}).keys() - {*state.get('settings', ())})
+    return bool(state.get('whole')) or not {*map(type, state.get('attributes', {}).values())} <= {Setting}
 
 # Which objects a training has
 
