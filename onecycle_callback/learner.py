@@ -155,7 +155,7 @@ def fit_one_cycle(self:Learner,
         if not reset_opt: cycle.show_peak(self.opt)
         self.fit(cycle_len or 1, wd=wd, cbs=[cycle] + L(run) + cbs, reset_opt=reset_opt, start_epoch=start_epoch)
     if run is None: fit()
-    else: run.train(fit, reset_opt)
+    else: run.train(fit, cbs, reset_opt)
 
 # %% ../nbs/04_learner.ipynb #f4bd2797
 FINAL_DIV = 1e5   # fastai's default of a cycle's `div_final`

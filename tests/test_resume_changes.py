@@ -380,6 +380,10 @@ def with_loss_func(make_loss, *args, **kwargs):
         learn.loss_func = make_loss(*args, **kwargs)
         return learn
     return make
+def smoothed(path):
+    learn = learner(path)
+    learn.loss_func.func.label_smoothing = .1     # of which fastai's loss has a copy
+    return learn
 def with_loss(*weights): return with_loss_func(lambda: CrossEntropyLossFlat(weight=torch.tensor(weights)))
 
 class Sum(nn.Module):
@@ -418,6 +422,7 @@ CHANGED = {
     'wd_bn_bias': (learner, partial(learner, wd_bn_bias=True), 'wd_bn_bias: False in the file, True now'),
     'train_bn': (learner, partial(learner, train_bn=False), 'train_bn: True in the file, False now'),
     'class weights': (with_loss(.5, .5), with_loss(.9, .1), r'loss_tensors weight: \[0.5, 0.5\] in the file, \[0.89'),
+    'label smoothing': (learner, smoothed, 'loss label_smoothing: 0.0 in the file, 0.1 now'),
     'weights of an inner loss': (with_sum(), with_sum(weight=.9), r'loss_tensors ce.weight: \[0.5, 0.5\] in the file'),
     'setting of an inner loss': (with_sum(), with_sum(gamma=1.), 'loss flat.gamma: 2.0 in the file, 1.0 now'),
     'tensors in a list': (with_sum(), with_sum(factors=(2., 1.)), r'loss_tensors factors: \[1.0, 2.0\] in the file'),
@@ -508,8 +513,9 @@ class Logs(Callback):
 @pytest.mark.parametrize('make, cb', [(lambda path: learner(path), Logs),
                                       (lambda path: smooth(path, LabelSmoothingCrossEntropy), MixUp),
                                       (lambda path: smooth(path, LabelSmoothingCrossEntropyFlat), MixUp),
-                                      (lambda path: smooth(path, FocalLossFlat), MixUp)],
-                         ids=['writer', 'label smoothing', 'label smoothing, flat', 'focal loss'])
+                                      (lambda path: smooth(path, FocalLossFlat), MixUp),
+                                      (lambda path: compiled(path), Logs)],
+                         ids=['writer', 'label smoothing', 'label smoothing, flat', 'focal loss', 'torch.compile'])
 def test_no_false_alarm(tmp_path, make, cb):
     with warnings.catch_warnings():
         warnings.filterwarnings('error', ".*Checkpoint 'run1'")
@@ -519,6 +525,11 @@ def test_no_false_alarm(tmp_path, make, cb):
 def smooth(path, loss):
     learn = learner(path)
     learn.loss_func = loss()
+    return learn
+
+def compiled(path):
+    learn = learner(path)
+    learn.model = torch.compile(learn.model[:4], backend='eager')     # `Remembers` is compiled anew for each batch
     return learn
 
 # Threads

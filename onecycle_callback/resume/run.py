@@ -30,7 +30,8 @@ from .sigterm import HeldSigterm
 from .state import (callback_name, data_of, in_memory, loader_states, model_state, note_changes, note_part, numbered,
                     object_states, random_states, set_model_state, set_random_states, without_changes)
 
-_PUT_BACK = 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'     # of a `Learner`
+# Of a `Learner`
+_PUT_BACK = 'model', 'loss_func', 'dls', 'opt', 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn', 'logger'
 _COMPLETE_THE_CYCLE = EarlyStoppingCallback, TerminateOnNaNCallback     # more training would be pointless
 
 # How far a run is: the fit goes on; a callback is ending it, and the next save is the last; it was stopped, so that the
@@ -123,11 +124,13 @@ class ResumableRun(OneFitCallback):
 
     def train(self,
         fit, # Trains with this callback; takes no arguments
+        cbs, # The other callbacks of the fit
         reset_opt:bool # Whether it begins with a new optimizer
     ):
         "Train the run, or load it if it is complete; raises `BlockingIOError` if another process trains it."
         if self._set_back: self._say(f'sets {", ".join(self._set_back)} back to what training made of it')
-        if self.is_complete: return self._load_complete(reset_opt)
+        if self.is_complete:
+            with self.learn.added_cbs(cbs): return self._load_complete(reset_opt)
         with self._locked(), self._kept(reset_opt): fit()
 
     @contextmanager
@@ -303,10 +306,14 @@ class ResumableRun(OneFitCallback):
         if is_due or is_last: self._save(learn.epoch, learn.iter + 1, in_background=not is_last)
         if self._is_terminated: self._terminate()
 
-    def after_epoch(self):
-        "Save at the end of an epoch."
+    def _note_row(self):
+        "Note the row of the table of this epoch."
         if hasattr(self.learn, 'recorder'):
             self._rows.append([cell if type(cell) in ITSELF else str(cell) for cell in self.learn.recorder.log])
+
+    def after_epoch(self):
+        "Save at the end of an epoch."
+        self._note_row()
         self._save(self.learn.epoch + 1, 0)
         if self._is_terminated: self._terminate()
 
@@ -330,6 +337,7 @@ class ResumableRun(OneFitCallback):
         self.state = STOPPING
         is_for_good = isinstance(cb, _COMPLETE_THE_CYCLE)
         stoppers = [cb] if is_for_good or not is_in_order else [cb, *self._finish_event(cb, event)]
+        if is_for_good and event == 'after_epoch' and cb.order > Recorder.order: self._note_row()
         self.state = COMPLETE
         if any(isinstance(stopper, _COMPLETE_THE_CYCLE) for stopper in stoppers):
             self._status = f'complete, ended early in epoch {learn.epoch}'
@@ -343,6 +351,7 @@ class ResumableRun(OneFitCallback):
 
     def after_fit(self):
         "Note that the cycle is complete, unless it was stopped early."
+        if not self.epochs: self.learn.model.eval()     # as the last validation has left it
         if self.state != STOPPED: self.state = COMPLETE
 
     def fit_ended(self):
@@ -400,16 +409,21 @@ class ResumableRun(OneFitCallback):
         if self._data.began: set_random_states(self._loaders, self._data.began)     # refused now, or never
         return set_random_states(self._loaders, self._own['random'])
 
+    def _restore_objects(self):
+        "Restore what objects remember, and which callbacks there are; return what `ObjectStates.restore` returns."
+        found = self._objects.restore(self._own['carried'])
+        for name, cb in self._callbacks.items():
+            if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
+        return found
+
     def _restore(self):
         "Restore the training; warn of state that no object here uses."
         with self._refusing():
-            problems, unused = self._objects.restore(self._own['carried'])
+            problems, unused = self._restore_objects()
             if unused: self._warn(f"has state for {', '.join(unused)}, which this fit doesn't use")
             set_model_state(self.learn, self.saved['model'])
             problems += self._restore_position()
             self.cycle.enter_epoch()     # as long as its loader makes it now
-            for name, cb in self._callbacks.items():
-                if name in self._own['removed']: self.learn.remove_cb(cb)     # as the fit had done
             if self.changes: self._continue_record()
             self.cycle.share_record()     # of the schedulers that are here now
         for what, names in {'was saved without': self.saved['lost'], 'cannot restore': problems}.items():
@@ -463,12 +477,12 @@ class ResumableRun(OneFitCallback):
         learn = self.learn
         if learn.opt is None or reset_opt: learn.create_opt()
         recorders = [cb for cb in learn.cbs if isinstance(cb, Recorder)]
-        self._note_start(recorders)
+        self._note_start(list(learn.cbs))
         with self._refusing():
             self._objects.read(self._own['carried'])
             set_model_state(learn, self.saved['model'])
             self._restore_position()
-            self._objects.restore(self._own['carried'])
+            self._restore_objects()
             for recorder in recorders:
                 record = vars(recorder).get('cycle')     # none if no batch was trained
                 recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan
