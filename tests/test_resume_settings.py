@@ -123,7 +123,7 @@ def test_the_logger_is_put_back(tmp_path, append, on_learner):
     calm.path.mkdir()
     calm.recorder.add_time = False
     with calm.no_bar(): calm.fit_one_cycle(N_EPOCH, .05, cbs=CSVLogger())
-    assert (tmp_path / 'history.csv').read_text() == (tmp_path / 'calm/history.csv').read_text()
+    assert (tmp_path / 'history.csv').read_bytes() == (tmp_path / 'calm/history.csv').read_bytes()
 
 class Wraps(Callback):
     "A callback that trains with another model, as one for several devices does."
@@ -182,6 +182,21 @@ def test_a_complete_run_hands_its_callbacks_on(tmp_path):
     again = Total()
     fit(learner(tmp_path), again)
     assert again.total == first.total
+
+class Late(Callback):
+    "A callback whose state has a place only once a fit begins."
+    def before_fit(self): self.seen = dict(n=0)
+    def after_batch(self): self.seen['n'] += 1
+    def state_dict(self): return dict(self.seen)
+    def load_state_dict(self, state): self.seen.update(state)
+
+def test_a_complete_run_whose_callback_cannot_load_its_state(tmp_path):
+    learn = fit(learner(tmp_path), Late())
+    again = learner(tmp_path)
+    with pytest.warns(UserWarning, match='callbacks are left as they are, since one cannot load its state'):
+        fit(again, Late())
+    assert_same(again.model.state_dict(), learn.model.state_dict())
+    assert_same(again.recorder.values, learn.recorder.values)
 
 def fine_tune(path, *cbs, **kwargs):
     learn = learner(path, splitter=lambda model: [[*model[:4].parameters()], [*model[4:].parameters()]])

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from ..fastai_internals import loaders_of, n_workers
 from ..optimizer import OptAdapter, opt_name
 from ..processes import world_size
-from .state import all_attributes
+from .objects import all_attributes
 
 def _as_text(value):
     "Return an argument as text that differs if the argument does."

@@ -68,6 +68,18 @@ def has_state_dict(obj) -> bool:
     "Return whether `obj` can save itself. Ask its class, since a callback also has the attributes of its `Learner`."
     return hasattr(type(obj), 'state_dict') and hasattr(type(obj), 'load_state_dict')
 
+def slots_of(obj):
+    "Return the `__slots__` of the classes of an object, by name: what gets and sets them without checks of its class."
+    return {name: slot for base in reversed(type(obj).__mro__) if '__slots__' in vars(base)
+            for name, slot in vars(base).items() if isinstance(slot, MemberDescriptorType)}
+
+def all_attributes(obj):
+    "Return the attributes of an object by name."
+    attributes = dict(getattr(obj, '__dict__', {}))
+    for name, slot in slots_of(obj).items():
+        with suppress(AttributeError): attributes[name] = slot.__get__(obj)     # it may have no value
+    return attributes
+
 # Values that every training may use: how each is taken apart, and put together. What takes a number as a size is left
 # out, or is given something that lies in the file already
 

@@ -482,7 +482,11 @@ class ResumableRun(OneFitCallback):
             self._objects.read(self._own['carried'])
             set_model_state(learn, self.saved['model'])
             self._restore_position()
-            self._restore_objects()
+            try: self._restore_objects()
+            except Exception as e:     # a callback may be able to load its state only after its `before_fit`
+                self._note_start(recorders)
+                self._restore_objects()
+                self._warn(f'is complete. Its callbacks are left as they are, since one cannot load its state: {e}')
             for recorder in recorders:
                 record = vars(recorder).get('cycle')     # none if no batch was trained
                 recorder.plan = self.cycle.as_planned(record['planned']) if record else self.plan

@@ -13,7 +13,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from functools import partial
 from operator import methodcaller
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..fastai_internals import OneFitCallback, StandIn, loaders_of
-from .objects import (COPIES, ITSELF, THE_DATA, Reader, Refused, Setting, Standing, StateDict, digest, dump,
-                      has_state_dict, load)
+from .objects import (COPIES, THE_DATA, Reader, Refused, Setting, Standing, StateDict, all_attributes, digest, dump,
+                      has_state_dict, load, slots_of)
 
 # The tensors that training changes: weights, gradients and the state of the optimizer
 
@@ -109,18 +109,6 @@ def _layer_attributes(layer):
     saved = layer.state_dict() if buffers else {}
     own = {name: value for name, value in vars(layer).items() if name not in _LAYER_ATTRIBUTES}
     return own | {name: value for name, value in buffers.items() if name not in saved}
-
-def _slots(obj):
-    "Return the `__slots__` of the classes of an object, by name: what gets and sets them without checks of its class."
-    return {name: slot for base in reversed(type(obj).__mro__) if '__slots__' in vars(base)
-            for name, slot in vars(base).items() if isinstance(slot, MemberDescriptorType)}
-
-def all_attributes(obj):
-    "Return the attributes of an object by name."
-    attributes = dict(getattr(obj, '__dict__', {}))
-    for name, slot in _slots(obj).items():
-        with suppress(AttributeError): attributes[name] = slot.__get__(obj)     # it may have no value
-    return attributes
 
 _CODE = type, FunctionType, MethodType, BuiltinFunctionType, partial
 _STATELESS = ModuleType, io.IOBase, torch.autocast, Hook, Hooks, RemovableHandle, Pipeline, Transform, weakref.ref
@@ -355,7 +343,7 @@ class ObjectStates:
             if why := lacking.get(id(state['whole'])): return [f'{label}.state_dict ({why})']
             obj.load_state_dict(state['whole'])
             return []
-        slots = _slots(obj)
+        slots = slots_of(obj)
         for name, value in state.get('attributes', {}).items():
             if value is _KEPT: continue
             if why := lacking.get(id(value)): problems.append(f'{label}.{name} ({why})')
