@@ -1,4 +1,5 @@
 """What a user sets between an interrupt and the rerun holds, and what a fit has left is put back."""
+import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, SimpleNamespace, nn
@@ -6,6 +7,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.distributed import ParallelTrainer
+from torch.nn import functional as F
 
 from support.interrupted import N_EPOCH, Interrupt, assert_same, learner, results, rows
 from onecycle_callback import CycleCheckpoint
@@ -106,6 +108,116 @@ def test_what_is_done_in_between_is_no_wish(tmp_path, between, at, every):
     fit(learn, every=every)
     assert_same(results(learn), expected)
     assert learn.holder.count == calm.holder.count
+
+class Early(Callback):
+    "A callback with state of each kind that changes in the first batches only."
+    def __init__(self): self.factor, self.list, self.object = 1., [], SimpleNamespace(n=0)
+
+    def after_batch(self):
+        if not self.training or self.train_iter > 6: return
+        self.factor *= .8
+        self.list.append(self.train_iter)
+        self.object.n += 1
+
+    def after_loss(self):
+        if self.training: self.learn.loss_grad = self.learn.loss_grad * (self.factor + len(self.list) + self.object.n)
+
+@pytest.mark.parametrize('ends', ['sp', 'ss', 'ps', 'psp', 'spsp'])
+def test_state_stays_state_however_often_a_run_resumes(tmp_path, ends):
+    "In the same notebook (s) or in a new process (p)."
+    calm = learner(tmp_path / 'calm', cbs=Early())
+    calm.fit_one_cycle(N_EPOCH, .05)
+    learn = interrupt(learner(tmp_path, cbs=Early()), at=9)
+    for i, end in enumerate(ends):
+        if end == 'p': learn = learner(tmp_path, cbs=Early())
+        if i < len(ends) - 1: interrupt(learn, at=16 + 9 * i)
+    fit(learn)
+    assert_same(learn.model.state_dict(), calm.model.state_dict())
+    assert (learn.early.factor, learn.early.list, learn.early.object.n) == (
+        calm.early.factor, calm.early.list, calm.early.object.n)
+
+class Recording:
+    "A loss that records its parts, as numbers and as tensors, also in an inner one, and knows its Learner."
+    def __init__(self, learn=None):
+        self.learn, self.inner, self.parts = learn, None if learn is None else Recording(), dict()
+    def __call__(self, pred, y):
+        self.last = F.cross_entropy(pred, y)
+        self.parts['ce'], self.parts['tensor'], self.number = float(self.last), self.last, float(pred[0, 0])
+        return self.last + (0 if self.inner is None else self.inner(pred, y))
+
+def recording(path, **kwargs):
+    learn = learner(path, splitter=lambda model: [[*model[:4].parameters()], [*model[4:].parameters()]], **kwargs)
+    learn.loss_func = Recording(learn)
+    return learn
+
+BETWEEN = pytest.mark.parametrize('between', [lambda learn: None, lambda learn: learn.validate(),
+                                              lambda learn: learn.lr_find(show_plot=False)],
+                                  ids=['nothing', 'validate', 'lr_find'])
+
+@BETWEEN
+@PROCESSES
+@PLACES
+def test_a_loss_that_records_its_parts(tmp_path, between, at, every, is_new):
+    calm = recording(tmp_path / 'calm')
+    calm.fit_one_cycle(N_EPOCH, .05)
+    learn = interrupt(recording(tmp_path), at=at, every=every)
+    if is_new: learn = recording(tmp_path)
+    else: between(learn)
+    fit(learn, every=every)
+    assert_same(learn.model.state_dict(), calm.model.state_dict())
+
+def test_a_loss_that_has_recorded_other_parts_before(tmp_path):
+    "An `lr_find` without a seed, as notebooks have it."
+    def noted(seed):
+        learn = recording(tmp_path)
+        torch.manual_seed(seed)
+        learn.loss_func(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+        return learn
+    interrupt(noted(1))
+    fit(noted(2))
+    fit(noted(3))
+
+def test_a_loss_that_records_in_the_first_cycle_of_a_fine_tune(tmp_path):
+    def fine_tune(path, *cbs, **kwargs):
+        learn = recording(path)
+        learn.fine_tune(2, .05, freeze_epochs=2, cbs=cbs, **kwargs)
+        return learn
+    calm = fine_tune(tmp_path / 'calm')
+    with pytest.raises(KeyboardInterrupt): fine_tune(tmp_path, InSecond(), checkpoint='run1')
+    assert_same(fine_tune(tmp_path, checkpoint='run1').model.state_dict(), calm.model.state_dict())
+
+class Odd(nn.Module):
+    "A loss that holds what few losses hold."
+    def __init__(self):
+        super().__init__()
+        self.scripted, self.itself = torch.jit.script(nn.MSELoss()), []
+        self.itself.append(self.itself)
+        self.tensors = dict(conj=torch.ones(30, dtype=torch.complex64).conj(), sparse=torch.eye(3).to_sparse_csr(),
+                            meta=torch.empty(3, device='meta'), half=torch.ones(30, dtype=torch.bfloat16))
+        self.noted, self.many = {'': dict(a=1)}, np.ones(3_000_000)
+        self.functions = [torch.relu, len, nn.MSELoss, lambda x: x]
+    def forward(self, pred, y): return F.cross_entropy(pred, y)
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint 'run1'", 'ignore:Sparse CSR', 'ignore:.torch.jit.script')
+def test_an_odd_loss(tmp_path):
+    def odd():
+        learn = learner(tmp_path)
+        learn.loss_func = Odd()
+        return learn
+    interrupt(odd())
+    fit(odd())
+
+class Shifts(Callback):
+    "A distribution whose parameters change."
+    def __init__(self):
+        base, shift = torch.distributions.Normal(0., 1.), torch.distributions.AffineTransform(torch.zeros(1), 1.)
+        self.shifted = torch.distributions.TransformedDistribution(base, [shift])
+    def after_batch(self): self.shifted.transforms[0].loc.add_(1.)
+
+def test_a_distribution_that_changes_is_state(tmp_path):
+    interrupt(learner(tmp_path), Shifts())
+    fit(learner(tmp_path), again := Shifts())
+    assert again.shifted.transforms[0].loc == N_EPOCH * (12 + 2)
 
 # What a fit puts back
 

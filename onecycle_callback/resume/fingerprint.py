@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
+from fastai.learner import Learner
 from fastcore.foundation import L
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -51,6 +52,9 @@ def _layers_as_text(model):
     return {name or 'model': text(layer) for name, layer in model.named_modules()}
 
 _MANY = 20     # more values than this are a record of calls, or aren't shown
+_LARGE = 2**24     # bytes, whose checksum would take time
+_NO_LOSS = type, Callback, Learner     # which can be called too
+TRAINED = 'changed by training'     # what stands for what tells no runs apart
 
 def _is_network(f): return isinstance(f, nn.Module) and next(f.parameters(), None) is not None
 
@@ -59,9 +63,9 @@ def _loss_attributes(loss) -> dict:
     held, seen = dict[str, Any](), set[int]()
 
     def look(f, path):
-        if not isinstance(f, partial): held.setdefault(f'{path}function', _as_text(f))
+        if not isinstance(f, partial): held.setdefault(f'{path}function', f)
         own = dict(func=f.func, args=f.args) | f.keywords if isinstance(f, partial) else all_attributes(f)
-        items = (own | own.get('_buffers', {}) | own.get('_modules', {})).items()
+        items = (own | dict(own.get('_buffers') or {}) | dict(own.get('_modules') or {})).items()
         for name, value in sorted(items, key=lambda item: item[0] == 'func'):     # last: its holder has copies
             if not name.startswith('__'): note(value, name, path)
 
@@ -69,9 +73,9 @@ def _loss_attributes(loss) -> dict:
         is_new, inside = id(value) not in seen, path if name == 'func' else f'{path}{name}.'
         seen.add(id(value))
         if callable(value):
-            if is_new and not isinstance(value, (type, Callback)) and not _is_network(value): look(value, inside)
+            if is_new and not isinstance(value, _NO_LOSS) and not _is_network(value): look(value, inside)
         elif isinstance(value, dict):
-            items = value.items() if is_new and len(value) <= _MANY and name[0] != '_' else ()
+            items = value.items() if is_new and len(value) <= _MANY and name[:1] != '_' else ()
             for key, item in items: note(item, f'{key}', inside)
         elif isinstance(value, (list, tuple, L)):
             held[path + name] = [*value[:_MANY + 1]]
@@ -82,21 +86,26 @@ def _loss_attributes(loss) -> dict:
     look(loss, '')
     return held
 
+def _are_few(values, is_one): return 0 < len(values) <= _MANY and all(map(is_one, values))
+
 def _is_setting(value):
-    if type(value) is list: return len(value) <= _MANY and all(map(_is_setting, value))
+    if type(value) is list: return _are_few(value, lambda each: type(each) is not list and _is_setting(each))
     return type(value) in (bool, int, float, str) or callable(value)
 
 def _is_tensor(value):
-    if type(value) is list: return 0 < len(value) <= _MANY and all(map(_is_tensor, value))
+    if type(value) is list: return _are_few(value, lambda each: type(each) is not list and _is_tensor(each))
     if isinstance(value, np.ndarray): return not value.dtype.hasobject
-    return isinstance(value, torch.Tensor) and not (value.requires_grad or is_lazy(value) or value.is_sparse)
+    if not isinstance(value, torch.Tensor) or is_lazy(value) or value.layout is not torch.strided: return False
+    return not (value.requires_grad and value.is_leaf) and not value.is_meta
 
 def _tensor_as_text(value):
     "Return the values of a tensor, an array or a list of these; of a large one, a checksum."
     if type(value) is list: return f'[{", ".join(map(_tensor_as_text, value))}]'
+    if isinstance(value, torch.Tensor) and not value.is_leaf: return TRAINED
     if prod(value.shape) <= _MANY: return _as_text(value)
-    content = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
-    return f'{value.dtype} {tuple(value.shape)} {crc32(content.tobytes()):08x}'
+    if value.nbytes > _LARGE: return f'{value.dtype} {tuple(value.shape)}'
+    if isinstance(value, torch.Tensor): value = value.cpu().resolve_conj().contiguous().view(torch.uint8).numpy()
+    return f'{value.dtype} {tuple(value.shape)} {crc32(np.ascontiguousarray(value)):08x}'
 
 def _loss_as_text(loss):
     "Return the settings of a loss function, and the tensors that it holds and doesn't train, such as class weights."
@@ -104,6 +113,12 @@ def _loss_as_text(loss):
     shown = (path for path in held if not path.rpartition('.')[2].startswith(('_', 'training')))
     return dict(loss={path: _as_text(held[path]) for path in shown if _is_setting(held[path])},
                 loss_tensors={path: _tensor_as_text(value) for path, value in held.items() if _is_tensor(value)})
+
+def as_trained(fingerprint, loss):
+    "Return a fingerprint with a mark for what training has changed in the loss function since, such as a record."
+    def marked(before, now):
+        return {path: now[path] if before.get(path) == now.get(path) else TRAINED for path in before | now}
+    return fingerprint | {name: marked(fingerprint[name], now) for name, now in _loss_as_text(loss).items()}
 
 def _opt_as_text(opt, wd):
     "Return the settings of each parameter group that neither the cycle nor the fit sets."
@@ -177,7 +192,8 @@ def _inner_lines(name, old, new):
     # Each torch has others
     names = [*old, *new.keys() - old.keys()] if name != 'opt' else [*old.keys() & new.keys()]
     pairs = {each: (old.get(each, 'nothing'), new.get(each, 'nothing')) for each in names}
-    lines = [_line(f'{name} {each}', *pair) for each, pair in pairs.items() if not is_same(*pair)]
+    pairs = {each: pair for each, pair in pairs.items() if TRAINED not in pair and not is_same(*pair)}
+    lines = [_line(f'{name} {each}', *pair) for each, pair in pairs.items()]
     return lines[:3] + ([f'{len(lines) - 3} more of {name}'] if len(lines) > 3 else [])
 
 def layout_differences(saved:dict, current:dict) -> dict: # Lines of text for each name at which they differ

@@ -340,6 +340,7 @@ class Writer:
     ):
         self.standing, self.file, self.learning = standing, file, learning
         self.holds_bits = False     # whether tensors or random generators were met
+        self._tells_bits = False     # in a digest, those of a distribution are settings, as the `alpha` of a `MixUp` is
         self.variables:list = []     # what functions remember, which the file leaves out
         self._functions:set[int] = set()
         self._learned, self._count, self._n_written = count(), count(), 0
@@ -482,12 +483,11 @@ class Writer:
             raise CannotStore(f'a {full_name(cls)}')
         if type(state) is dict and not COPIES.isdisjoint(state):
             state = {name: value for name, value in state.items() if name not in COPIES}
-        how, held_bits = ['object', name, self.node(cls), not is_new, self.nodes(args)], self.holds_bits
-        self._seen[id(obj)] = n
+        how, tells_bits = ['object', name, self.node(cls), not is_new, self.nodes(args)], self._tells_bits
+        self._seen[id(obj)], self._tells_bits = n, tells_bits or isinstance(obj, Distribution)
         node = [*how, self.node(state)]
-        if self.file or not isinstance(obj, Distribution): return node
-        self.holds_bits = held_bits     # its parameters are settings, such as the `alpha` of a `MixUp`
-        return [*node, [t.tolist() for t in vars(obj).values() if isinstance(t, torch.Tensor)]]
+        self._tells_bits = tells_bits
+        return node
 
     def _loader(self, loader, name, n):
         if not name: raise CannotStore(f'a {full_name(type(loader))}, which holds data')
@@ -505,7 +505,7 @@ class Writer:
 
     def _tensor(self, t, name):
         "Return how to make a tensor, or how to fill it if it stood there at the beginning."
-        self.holds_bits = True
+        held_bits, self.holds_bits = self.holds_bits, True
         with torch._C.DisableTorchFunctionSubclass():     # or a tensor of fastai's takes ten times as long
             if is_lazy(t): raise CannotStore('a parameter that is not initialised')
             if t.layout is torch.sparse_coo:
@@ -514,7 +514,10 @@ class Writer:
                 raise CannotStore(f'a tensor of {t.layout}')
             if constant := self._constant(t): return ['standing', constant]
             owner = self.standing.storages.get(t.untyped_storage().data_ptr()) if t.numel() else None
-            if not owner and not self.file: return ['tensor']
+            if not owner and not self.file:
+                if not self._tells_bits or t.nbytes > _LARGE: return ['tensor']
+                self.holds_bits = held_bits
+                return ['tensor', *self._memory(t)[0]]
             where, bare = (owner, t) if owner else self._memory(t)
             place = ['tensor', name, where, _name_of(t.dtype), tuple(t.shape), bare.stride(), bare.storage_offset()]
         if owner or self.standing.is_plain: return place

@@ -23,7 +23,7 @@ from ..optimizer import OptAdapter
 from ..processes import from_rank_0, gather, rank, world_size
 from .data import data_position
 from .file import FILE_FORMAT, RunLock, check_writable, date_of, read_file, read_state, refused, write_file
-from .fingerprint import (NOT_INITIALISED, can_extend, fingerprint_differences, layout, layout_differences,
+from .fingerprint import (NOT_INITIALISED, as_trained, can_extend, fingerprint_differences, layout, layout_differences,
                           run_fingerprint, worker_note)
 from .objects import ITSELF, CannotStore
 from .sigterm import HeldSigterm
@@ -60,6 +60,7 @@ class ResumableRun(OneFitCallback):
         self._lock, fine_tune = RunLock(self.file), getattr(checkpoint, 'fine_tune', None)
         self._look = partial(run_fingerprint, learn, epochs=epochs, wd=wd, fine_tune=fine_tune)
         self.fingerprint = self._look(self.plan, opt)
+        self._loss = learn.loss_func     # while training, a callback's may stand in its place
         self.changes:list[str] = []     # what differs from the run in the file, which is extended on purpose
         self._set_back:list[str] = []     # what differs from what the last fit left, which was no setting any more
         self.saved:Any = self._found()     # the state in the file, if the cycle resumes
@@ -265,7 +266,8 @@ class ResumableRun(OneFitCallback):
         self._warn_of_lost()
         if processes is None: return     # rank 0 writes
         learn, model = self.learn, model_state(self.learn)
-        state = dict(format=FILE_FORMAT, work=self.fingerprint, status=status, epoch=epoch, done=n_done,
+        work = as_trained(self.fingerprint, self._loss)
+        state = dict(format=FILE_FORMAT, work=work, status=status, epoch=epoch, done=n_done,
                      lost=sorted(self._warned), logs=self._log_sizes(), train_iter=learn.train_iter,
                      pct_train=float(learn.pct_train), rows=list(self._rows), processes=processes,
                      model=in_memory(model) if in_background else model)

@@ -257,7 +257,7 @@ class ObjectStates:
             before, initial = self._initial[label].get(name, (_ABSENT, None))
             form, now = self._form(value, before) if self._may_set(label, name) else (None, None)
             if now is None: lost.append(name)
-            else: attributes[name] = Setting(form) if now == initial and not now[1] else form
+            else: attributes[name] = Setting(form) if self._is_setting(label, name, now) else form
             if now is None and _remembers(value, before): self.lost.add(f'{label}.{name}')
             if now and initial and now[2] != initial[2]: self.lost.add(f'what functions in {label}.{name} remember')
         made = {name for name, value in current.items() if self._was_made(label, name, value)}
@@ -267,6 +267,11 @@ class ObjectStates:
             self.lost.update(f'{label}.{name}' for name in made)
             lost += made
         return dict(attributes=attributes, lost=lost)
+
+    def _is_setting(self, label, name, now):
+        "Return whether no fit of this process has changed an attribute whose digest is `now`."
+        initial = self._initial[label].get(name, (None, None))[1]
+        return now is not None and now == initial and not now[1] and name not in self._changed(label)
 
     def _was_made(self, label, name, value):
         "Return whether an attribute is an object that was made on the way."
@@ -298,11 +303,12 @@ class ObjectStates:
         "Restore all objects; raises what `read` raises, and then restores nothing."
         states, reader = self.read(content)
         for label in filter(states.__contains__, self.objects):
-            attributes = states[label].get('attributes', {})
-            for name in [] if with_settings else self._settings_to_keep(label, attributes): attributes[name] = _KEPT
+            attributes, current = states[label].get('attributes', {}), self._attributes(label)
             for name, value in attributes.items():
-                if type(value) is Setting: attributes[name] = value.value
-                if type(value) is Setting: reader.fills += value.fills
+                if type(value) is not Setting: continue
+                is_kept = not with_settings and name in current and self._is_unchanged(label, name, current[name])
+                attributes[name] = _KEPT if is_kept else value.value
+                if not is_kept: reader.fills += value.fills
         reader.fill()
         lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
         for label in filter(states.__contains__, self.objects):
@@ -315,24 +321,15 @@ class ObjectStates:
         for label, obj in self.objects.items():
             if (memory := memory_of(obj)) is None: continue
             now = self._attributes(label).items()
-            new = {name for name, value in now if not self._is_as_before(label, name, value)}
-            memory['changed'] = new | memory.get('changed', set())
+            memory['changed'] = {name for name, value in now if not self._is_unchanged(label, name, value)}
 
     def _changed(self, label):
         "Return the names of the attributes that fits of this process have changed."
-        return (memory_of(self.objects[label]) or {}).get('changed', set())
+        return (memory_of(self.objects[label]) or {}).get('changed', ())
 
-    def _is_as_before(self, label, name, value):
-        "Return whether `value` is as this attribute was at the beginning, as far as it can be told."
-        before, initial = self._initial[label].get(name, (_ABSENT, None))
-        now = self._form(value, before)[1]
-        return now is not None and now == initial and not now[1]
-
-    def _settings_to_keep(self, label, attributes):
-        "Return the names of the settings that are as the user gave them: no event of a fit has changed them."
-        current, changed = self._attributes(label), self._changed(label)
-        return [name for name, value in attributes.items() if type(value) is Setting and name in current
-                and name not in changed and self._is_as_before(label, name, current[name])]
+    def _is_unchanged(self, label, name, value):
+        "Return whether an attribute that is `value` now is as the user gave it."
+        return self._is_setting(label, name, self._form(value, self._initial[label].get(name, (_ABSENT,))[0])[1])
 
     def _restore_object(self, label, state, lacking, done, made):
         """Restore one object; return the names of what could not be restored.
