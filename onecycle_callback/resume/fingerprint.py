@@ -105,7 +105,7 @@ def _tensor_as_text(value):
     if prod(value.shape) <= _MANY: return _as_text(value)
     if value.nbytes > _LARGE: return f'{value.dtype} {tuple(value.shape)}'
     if isinstance(value, torch.Tensor): value = value.cpu().resolve_conj().contiguous().view(torch.uint8).numpy()
-    return f'{value.dtype} {tuple(value.shape)} {crc32(np.ascontiguousarray(value)):08x}'
+    return f'{value.dtype} {tuple(value.shape)} {crc32(value.tobytes()):08x}'
 
 def _loss_as_text(loss):
     "Return the settings of a loss function, and the tensors that it holds and doesn't train, such as class weights."
