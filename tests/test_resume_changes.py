@@ -364,6 +364,14 @@ def test_what_no_new_learner_could_load_is_not_saved(tmp_path, change, what):
     assert_same(again.model.state_dict(), expected.model.state_dict())
     assert [float(x) for x in again.recorder.losses] == [float(x) for x in expected.recorder.losses]
 
+def test_a_model_that_is_only_here_stays(tmp_path):
+    "An interrupt puts back the model that the fit has replaced, but not where no file holds the new one."
+    larger = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
+    learn = learner(tmp_path)
+    with pytest.warns(UserWarning, match='cannot be saved from here on'):
+        interrupt(learn, [At(lambda learn: setattr(learn, 'model', larger), at=20)])
+    assert learn.model is larger
+
 # Between a crash and the rerun
 
 def frozen(path):

@@ -165,6 +165,7 @@ class ResumableRun(OneFitCallback):
         finally:
             opt = learn.opt
             if self.state != COMPLETE:
+                if self._is_only_here(learn, attributes['model']): del attributes['model']
                 vars(learn).update(attributes)
                 for p, value in trained: p.requires_grad_(value)
                 for group, values in zip(OptAdapter(learn.opt).groups if settings else [], settings):
@@ -172,6 +173,11 @@ class ResumableRun(OneFitCallback):
                 loaders.restore(position, with_settings=True)
                 self._put_back(learn, callbacks)
             if self._objects is not None: self._note_left(learn, opt if learn.opt is None else learn.opt)
+
+    def _is_only_here(self, learn, before):
+        "Return whether the model is another than `before`, and its weights are neither there nor in the file."
+        if any(part is before for part in learn.model.modules()): return False     # it wraps that one
+        return bool(layout_differences(self._layout, layout(learn, learn.opt)))
 
     def _put_back(self, learn, callbacks):
         "Take off the callbacks that the fit has added, and put back those that they replaced."
