@@ -1,4 +1,6 @@
 """What a user sets between an interrupt and the rerun holds, and what a fit has left is put back."""
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,7 @@ def test_settings_of_loaders_hold(tmp_path, at, every, is_new):
     fit(learn, every=every)
     assert (learn.dls.valid.bs, learn.dls.train.shuffle) == (5, False)
 
+@pytest.mark.skipif(sys.platform == 'darwin', reason='fastai starts no workers there')
 @PROCESSES
 def test_the_number_of_workers_holds(tmp_path, is_new):
     learn = interrupt(learner(tmp_path, workers=1))
@@ -95,7 +98,7 @@ def test_what_a_user_adds_stays(tmp_path):
 
 @pytest.mark.parametrize('between', [
     lambda learn: learn.validate(), lambda learn: learn.get_preds(), lambda learn: learn.lr_find(show_plot=False),
-    lambda learn: learn.fit(1), lambda learn: learn.model(torch.randn(4, 6))],
+    lambda learn: learn.fit(1), lambda learn: learn.model(learn.dls.valid.one_batch()[0])],
     ids=['validate', 'get_preds', 'lr_find', 'fit', 'forward'])
 @PLACES
 def test_what_is_done_in_between_is_no_wish(tmp_path, between, at, every):
@@ -242,7 +245,8 @@ class Wraps(Callback):
     def before_fit(self): self.learn.model = nn.Sequential(self.learn.model)
     def after_fit(self): self.learn.model = self.learn.model[0]
 
-@pytest.mark.parametrize('wrap', [Wraps, lambda: ParallelTrainer(device_ids=[])], ids=['own', "fastai's"])
+@pytest.mark.parametrize('wrap', [Wraps, pytest.param(lambda: ParallelTrainer(device_ids=[]), marks=pytest.mark.skipif(
+    torch.cuda.is_available(), reason='it wants the model on a GPU then'))], ids=['own', "fastai's"])
 @PLACES
 def test_the_model_is_put_back(tmp_path, wrap, at, every):
     learn = learner(tmp_path)
