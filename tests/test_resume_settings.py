@@ -7,6 +7,7 @@ import torch
 from fastai.basics import Callback, SimpleNamespace, nn
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger
+from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.distributed import ParallelTrainer
 from torch.nn import functional as F
@@ -260,6 +261,46 @@ def test_the_model_is_put_back(tmp_path, wrap, at, every):
     calm.fit_one_cycle(N_EPOCH, .05, cbs=wrap())
     assert learn.model is model
     assert_same(learn.model.state_dict(), calm.model.state_dict())
+
+class Validates(Callback):
+    "Validate at the end of each epoch, with which fastai begins the record of another scheduler anew."
+    order, is_busy = 200, False
+    def after_epoch(self):
+        if self.is_busy: return
+        self.is_busy = True
+        self.learn.validate()
+        self.is_busy = False
+
+class EndsAfter(Callback):
+    order = 20_000
+    def __init__(self, *epochs): self.epochs = epochs
+    def after_epoch(self):
+        if self.epoch in self.epochs and not self.learn.validates.is_busy: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('epochs', [(N_EPOCH - 1,), (1, N_EPOCH - 1), (1,)])
+def test_a_record_that_is_no_state_is_left_alone(tmp_path, epochs):
+    "It lies in the record of the cycle too, which is state."
+    def fit_with(path, *cbs, **kwargs):
+        learn = learner(path)
+        other = ParamScheduler(dict(wd=combined_cos(.3, 0., .1, .01)))
+        learn.fit_one_cycle(N_EPOCH, .05, cbs=[Validates(), other, *cbs], **kwargs)
+        return learn.recorder.hps
+    expected = fit_with(tmp_path / 'calm')
+    for epoch in epochs:
+        with pytest.raises(KeyboardInterrupt): fit_with(tmp_path, EndsAfter(epoch), checkpoint='run1')
+    assert fit_with(tmp_path, checkpoint='run1') == expected
+
+def test_a_container_in_two_places_is_one(tmp_path):
+    "One of them is a setting, and one is state."
+    class Two(Callback):
+        def __init__(self): self.list, self.state = [], dict(n=0)
+        def before_fit(self): self.state['list'] = self.list
+        def after_batch(self):
+            self.state['n'] += 1
+            if self.train_iter == 40: self.list.append(self.train_iter)
+    interrupt(learner(tmp_path), Two())
+    fit(learner(tmp_path), again := Two())
+    assert again.state['list'] is again.list and 40 in again.list
 
 # The end of a run
 

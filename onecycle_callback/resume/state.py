@@ -136,6 +136,13 @@ def refill(
         if is_filled: _fill(old, new, done)
     return done[id(new)][1]
 
+def keep(old, new, done):
+    "Have a container stay as it is, in place of what was read, whoever else holds it."
+    if type(old) is not type(new) or not isinstance(old, (list, dict, set, np.ndarray)): return
+    done[id(old)], done[id(new)] = (old, old), (new, old)
+    if isinstance(old, dict):
+        for key in old.keys() & new.keys(): keep(old[key], new[key], done)
+
 def _can_hold(old, new):
     if not isinstance(old, np.ndarray): return isinstance(old, (list, dict, set))
     return (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable
@@ -301,16 +308,17 @@ class ObjectStates:
         with_settings:bool=False # Whether to restore settings too, since nobody changed them on purpose
     ) -> tuple[list[str], list[str]]: # The names of what could not be restored, and of the objects that aren't here
         "Restore all objects; raises what `read` raises, and then restores nothing."
-        states, reader = self.read(content)
+        (states, reader), done = self.read(content), dict[int, tuple]()
         for label in filter(states.__contains__, self.objects):
             attributes, current = states[label].get('attributes', {}), self._attributes(label)
             for name, value in attributes.items():
                 if type(value) is not Setting: continue
                 is_kept = not with_settings and name in current and self._is_unchanged(label, name, current[name])
                 attributes[name] = _KEPT if is_kept else value.value
-                if not is_kept: reader.fills += value.fills
+                if is_kept: keep(current[name], value.value, done)
+                else: reader.fills += value.fills
         reader.fill()
-        lacking, done, problems = reader.lacking(), dict[int, tuple](), list[str]()
+        lacking, problems = reader.lacking(), list[str]()
         for label in filter(states.__contains__, self.objects):
             made = {*self._attributes(label)} if with_settings else self._changed(label)
             problems += self._restore_object(label, states[label], lacking, done, made)
